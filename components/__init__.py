@@ -1,0 +1,1 @@
+"""The library: plain Python and PyTorch, no Prefect."""
