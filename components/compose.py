@@ -54,11 +54,10 @@ def _leaf(tree: Any, path: Sequence[str]) -> Any:
 
 def _check_type(name: str, before: Any, after: Any) -> None:
     """Refuse a word where the tree has a number, and the like."""
-    number = (int, float)
-    kinds = [bool, number, str, list, dict]
+    kinds: list[tuple[type, ...]] = [(bool,), (int, float), (str,), (list,), (dict,)]
     for kind in kinds:
         if isinstance(before, kind):
-            fits = isinstance(after, kind) and not (kind is number and isinstance(after, bool))
+            fits = isinstance(after, kind) and isinstance(after, bool) == isinstance(before, bool)
             if not fits and after is not None:
                 raise UserError(
                     f"{name}={after!r} does not fit: {TREE}/ has {before!r} there. "

@@ -1,4 +1,4 @@
-"""Shared fixtures: a checkout of the working tree in a temporary folder, and the graph run in it."""
+"""Shared fixtures: a checkout in a temporary folder, and the graph run in one."""
 
 import os
 import shutil
