@@ -30,7 +30,7 @@ class Ledger:
         ValueError when the samples of a shard do not follow one another.
         """
         names = np.asarray(shard_of_sample, dtype=str)
-        starts = np.flatnonzero(np.r_[True, names[1:] != names[:-1]]) if len(names) else []
+        starts = np.flatnonzero(np.r_[len(names) > 0, names[1:] != names[:-1]])
         counts = np.diff(np.r_[starts, len(names)]).astype(int)
         shards = {str(names[s]): int(c) for s, c in zip(starts, counts, strict=True)}
         if len(shards) != len(starts):
