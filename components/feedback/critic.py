@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 
 from components.errors import UserError
-from components.feedback import pixels as curated_pixels
 from components.feedback.retrieval import inherit, read_human_labels, unit
 from components.files import atomic_file, atomic_folder, write_json
 from components.tracking import Tracker
@@ -121,14 +120,16 @@ def _critic(
         return report
 
     # Torch only from here on: an empty set must not pay for its import.
+    from components.curation.shards import list_shards
     from components.feedback import classifier
+    from components.feedback.pixels import small_pictures
     from components.feedback.quality import quality
 
-    wanted = set(labelled["key"])
+    wanted, limits = set(labelled["key"]), params["curation"]["limits"]
     small = {
         key: array
-        for shard in curated_pixels.shards(curated)
-        for key, array in curated_pixels.read_shard(shard, size, wanted)
+        for shard in list_shards(curated)
+        for key, array in small_pictures(shard, size, limits, wanted)
     }
     _all_there(wanted, small, curated)
     rng = np.random.default_rng(seed)
@@ -144,9 +145,9 @@ def _critic(
 
     scored: dict[str, float] = {}
     showcase = Showcase(int(settings["shown"]))
-    for shard in curated_pixels.shards(curated):
+    for shard in list_shards(curated):
         names, arrays = [], []
-        for key, array in curated_pixels.read_shard(shard, size):
+        for key, array in small_pictures(shard, size, limits):
             names.append(key)
             arrays.append(array)
         values = classifier.score(network, np.stack(arrays)) if arrays else np.zeros(0)
