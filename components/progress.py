@@ -20,7 +20,9 @@ class Progress:
             return
         self.printed = now
         rate = (done - self.first) / max(now - self.started, 1e-9)
-        left = f", {(self.total - done) / rate:.0f} s left" if rate > 0 and done < self.total else ""
+        left = (
+            f", {(self.total - done) / rate:.0f} s left" if rate > 0 and done < self.total else ""
+        )
         share = 100 * done / max(self.total, 1)
         tail = f", {note}" if note else ""
         print(

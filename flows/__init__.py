@@ -1,1 +1,7 @@
 """Prefect flows, one file a job. Nothing here imports torch."""
+
+import os
+
+# Read by Prefect when it is first imported; the others' switches are in components/__init__.py.
+os.environ.setdefault("DO_NOT_TRACK", "true")
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")

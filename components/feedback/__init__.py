@@ -1,0 +1,1 @@
+"""Data feedback (paper, section 3): statistical-analysis sampling, references, critic."""

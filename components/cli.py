@@ -1,0 +1,145 @@
+"""The command line: `djepa`. Every verb is a thin call of something importable."""
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from components.errors import UserError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def djepa() -> None:
+    """Trains D-JEPA·T2I: masked-autoregressive text-to-image with data feedback."""
+
+
+@app.command()
+def compose(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="NAME=VALUE …; none keeps the standing choice")
+    ] = None,
+) -> None:
+    """Compose params/ into params.yaml; overrides become the whole choice, kept in the tree."""
+    from components.compose import compose as compose_tree
+
+    compose_tree(overrides=overrides or [])
+
+
+@app.command()
+def data(
+    accept: Annotated[
+        bool, typer.Option(help="Record what is drawn here even where data.dvc differs")
+    ] = False,
+) -> None:
+    """Draw the embedded world's raw pictures into data/ and check them against data.dvc."""
+    from components.compose import load
+    from components.rawdata import draw_data
+    from components.tracking import Tracker
+
+    draw_data(load(), Tracker(), accept)
+
+
+@app.command()
+def stage(name: Annotated[str, typer.Argument(help="A stage of dvc.yaml, e.g. phase2@r1")]) -> None:
+    """Run one stage of dvc.yaml here (what `dvc repro` calls)."""
+    from components.stages import run_stage
+
+    run_stage(name)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help='For example "a photo of a red circle"')],
+    model: Annotated[
+        Path | None, typer.Option(help="A model folder; by default the last one trained here")
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="WxH in pixels; by default the model's")] = None,
+    images: Annotated[int, typer.Option(min=1, help="How many pictures")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the first picture; the next has seed + 1")] = 0,
+    out: Annotated[Path, typer.Option(help="PNG file; several pictures get -0, -1, …")] = Path(
+        "generated.png"
+    ),
+) -> None:
+    """Draw a prompt to a PNG."""
+    from components.generate import generate as draw
+
+    for path in draw(prompt, model, size, images, seed, out):
+        print(path)
+
+
+@app.command()
+def curate(
+    source: Annotated[Path, typer.Argument(help="Folder of webdataset shards, as img2dataset's")],
+    out: Annotated[Path, typer.Argument(help="Folder for the curated shards, manifest, report")],
+) -> None:
+    """Filter a folder of shards on its own, with the parameters of params.yaml."""
+    from components.compose import load
+    from components.curation.curate import curate as curate_shards
+    from components.tracking import Tracker
+
+    if not source.is_dir():
+        raise UserError(f"There is no folder {source}: name a folder of .tar shards.")
+    curate_shards(source, out, load(), Tracker(), None)
+    print(f"{out / 'report.html'} shows what was kept and rejected")
+
+
+score = typer.Typer(no_args_is_help=True, help="Score a folder of pictures by a benchmark's rules.")
+app.add_typer(score, name="score")
+
+
+@app.command()
+def summary() -> None:
+    """Print the table of models and where to look: pictures, reports, MLflow, Prefect."""
+    from components.summary import print_summary
+
+    print_summary()
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1")] = 5000) -> None:
+    """Open the MLflow UI on this project's runs (127.0.0.1; Ctrl-C stops it)."""
+    from components.home import djepa_home
+    from components.tracking import store
+
+    print(f"MLflow: http://127.0.0.1:{port}", flush=True)
+    print("Prefect: `prefect server start`, then http://127.0.0.1:4200", flush=True)
+    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--workers", "1", "--backend-store-uri", store()]
+    command += ["--default-artifact-root", str(djepa_home() / "artifacts")]
+    os.execv(sys.executable, command)
+
+
+def main() -> None:
+    """Run the command line; the user's own mistakes end in one sentence and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        sys.exit(_say(str(error)))
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        sys.exit(_say(f"The package {package!r} is not installed: run `make install`."))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        where = error.filename or Path.cwd()
+        sys.exit(
+            _say(
+                f"The disk is full (writing {where}): make room, for example with `dvc gc -w`, and "
+                f"run the same command again; finished stages and snapshots are kept."
+            )
+        )
+
+
+def _say(sentence: str) -> int:
+    print(f"djepa: {sentence}", file=sys.stderr, flush=True)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""The parameter tree params/ and the one file that stages read, params.yaml.
+
+`djepa compose scale=small model.depth=12` keeps the choice in params/selected.yaml, the last
+of the tree's defaults, so that every recomposition (ours, or the one DVC does before each
+experiment) gives the same params.yaml.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from components.errors import UserError
+from components.files import atomic_file
+
+TREE = Path("params")
+SELECTED = TREE / "selected.yaml"
+PARAMS = Path("params.yaml")
+HEADER = (
+    "# @package _global_\n"
+    "# Written by `djepa compose`: the choice that params.yaml was composed with.\n"
+)
+
+
+def _composed(tree: Path, overrides: Sequence[str]) -> str:
+    """The text that DVC itself would write for these overrides of the tree."""
+    from dvc.utils.hydra import compose_and_dump
+
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "params.yaml"
+        try:
+            compose_and_dump(
+                str(target), str(tree.resolve()), None, "config", folder, list(overrides)
+            )
+        except Exception as error:
+            # Hydra has no common base class for its own errors; each first line is a sentence.
+            first = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"The parameters in {TREE}/ do not compose with {list(overrides)}: {first} "
+                f"Look the names up in {TREE}/ and call `djepa compose NAME=VALUE` again."
+            ) from error
+        return target.read_text()
+
+
+def _leaf(tree: Any, path: Sequence[str]) -> Any:
+    for part in path:
+        tree = tree[part] if isinstance(tree, Mapping) and part in tree else None
+    return tree
+
+
+def _check_type(name: str, before: Any, after: Any) -> None:
+    """Refuse a word where the tree has a number, and the like."""
+    kinds: list[tuple[type, ...]] = [(bool,), (int, float), (str,), (list,), (dict,)]
+    for kind in kinds:
+        if isinstance(before, kind):
+            fits = isinstance(after, kind) and isinstance(after, bool) == isinstance(before, bool)
+            if not fits and after is not None:
+                raise UserError(
+                    f"{name}={after!r} does not fit: {TREE}/ has {before!r} there. "
+                    f"Give a value of the same kind."
+                )
+            return
+
+
+def compose(root: Path = Path(), overrides: Sequence[str] = ()) -> None:
+    """Write params/selected.yaml (only when `overrides` are given) and params.yaml.
+
+    The overrides given are the whole choice: what an earlier call chose is forgotten. With
+    none, the standing choice is composed again.
+
+    Raises:
+        UserError: an override names no parameter, no option, or has the wrong kind of value.
+    """
+    if overrides:
+        _select(root, overrides)
+    text = _composed(root / TREE, [])
+    if not (root / PARAMS).exists() or (root / PARAMS).read_text() != text:
+        with atomic_file(root / PARAMS) as temporary:
+            temporary.write_text(text)
+
+
+def _select(root: Path, overrides: Sequence[str]) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except OverrideParseException as error:
+        raise UserError(f"{error} Write overrides as NAME=VALUE.") from error
+    groups = {item.name for item in (root / TREE).iterdir() if item.is_dir()}
+    chosen_groups = [o for o in parsed if o.key_or_group in groups]
+    chosen_values = [o for o in parsed if o.key_or_group not in groups]
+    values: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        # With the standing choice out of the way, Hydra itself checks names and options.
+        tree = Path(folder) / TREE
+        shutil.copytree(root / TREE, tree)
+        (tree / SELECTED.name).write_text(HEADER)
+        base = yaml.safe_load(_composed(tree, [str(o.input_line) for o in chosen_groups]))
+        wanted = yaml.safe_load(_composed(tree, list(overrides)))
+    for override in chosen_values:
+        path = override.key_or_group.split(".")
+        after = _leaf(wanted, path)
+        _check_type(override.key_or_group, _leaf(base, path), after)
+        branch = values
+        for part in path[:-1]:
+            branch = branch.setdefault(part, {})
+        branch[path[-1]] = after
+    chosen: dict[str, Any] = {}
+    if chosen_groups:
+        chosen["defaults"] = [{f"override /{o.key_or_group}": o.value()} for o in chosen_groups]
+    chosen |= values
+    body = yaml.safe_dump(chosen, sort_keys=False) if chosen else ""
+    with atomic_file(root / SELECTED) as temporary:
+        temporary.write_text(HEADER + body)
+
+
+def is_stale(root: Path = Path()) -> bool:
+    """Whether params.yaml is not what params/ composes to."""
+    return _composed(root / TREE, []) != (root / PARAMS).read_text()
+
+
+def load(root: Path = Path()) -> dict[str, Any]:
+    """Read params.yaml; refuse it when it is stale.
+
+    Inside `dvc exp run` DVC has just composed the file itself, with the experiment's own
+    overrides, so there it is taken as it is. Where Hydra or DVC is not installed (a bare GPU
+    machine) it cannot be checked and is taken as it is too.
+
+    Raises:
+        UserError: params.yaml is missing or stale.
+    """
+    path = root / PARAMS
+    if not path.exists():
+        raise UserError(
+            f"{path} is missing: run this in the top folder of a checkout, "
+            f"after `djepa compose` where it was removed."
+        )
+    if "DVC_EXP_BASELINE_REV" not in os.environ and (root / TREE).is_dir():
+        try:
+            stale = is_stale(root)
+        except ModuleNotFoundError:
+            stale = False
+        if stale:
+            raise UserError(
+                f"{PARAMS} is stale: it differs from what {TREE}/ composes to. "
+                f"Run `djepa compose` (or `djepa compose NAME=VALUE …` to choose anew)."
+            )
+    return yaml.safe_load(path.read_text())

@@ -1,0 +1,154 @@
+"""The critic network: a ResNet-18 with one output, its training and its scores (paper, 3.2)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from components.errors import UserError
+from components.files import atomic_file, read_json, write_json
+from components.progress import Progress
+
+IMAGENET = "timm/resnet18.a1_in1k"
+
+
+def build(seed: int) -> nn.Module:
+    """A ResNet-18 with random weights and one logit, made the same for the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return timm.create_model("resnet18", pretrained=False, num_classes=1)
+
+
+def start(previous: Path | None, seed: int) -> tuple[nn.Module, str]:
+    """The network to train on and where its weights come from, in words.
+
+    From the previous round's critic if it has weights, else from ImageNet weights if they
+    are in the local Hugging Face cache (the network is never asked), else from scratch.
+    """
+    network = build(seed)
+    if previous is not None and (Path(previous) / "critic.safetensors").is_file():
+        return load(previous), "previous critic"
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(IMAGENET, "model.safetensors")
+    if isinstance(cached, str):
+        weights = {k: v for k, v in load_file(cached).items() if not k.startswith("fc.")}
+        network.load_state_dict(weights, strict=False)
+        return network, f"ImageNet weights {IMAGENET} from the local cache"
+    return network, "scratch (ImageNet weights are not in the local cache)"
+
+
+def save(folder: Path, network: nn.Module, config: Mapping[str, Any]) -> None:
+    """Write critic.safetensors and config.json."""
+    weights = {k: v.contiguous() for k, v in network.state_dict().items()}
+    with atomic_file(folder / "critic.safetensors") as temporary:
+        save_file(weights, temporary)
+    write_json(folder / "config.json", dict(config))
+
+
+def load(folder: Path) -> nn.Module:
+    """Read a critic's network, on the CPU. UserError when it does not fit."""
+    path = Path(folder) / "critic.safetensors"
+    network = build(0)
+    try:
+        network.load_state_dict(load_file(path))
+    except Exception as problem:
+        architecture = read_json(path.parent / "config.json").get("architecture", "unknown")
+        raise UserError(
+            f"{path} holds no ResNet-18 with one output (config.json says {architecture}); "
+            "run the critic stage of that round again."
+        ) from problem
+    return network
+
+
+def augment(pixels: Tensor, least: float, generator: torch.Generator) -> Tensor:
+    """Random resized crop and horizontal flip, one draw a picture.
+
+    pixels (B, 3, s, s); the crop keeps a share of the area between `least` and 1, with an
+    aspect ratio between 3/4 and 4/3 (the usual ImageNet augmentation).
+    """
+    b = len(pixels)
+    area = torch.empty(b).uniform_(least, 1.0, generator=generator)
+    aspect = torch.empty(b).uniform_(-0.2877, 0.2877, generator=generator).exp()
+    w, h = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
+    x = (torch.rand(b, generator=generator) * 2 - 1) * (1 - w)
+    y = (torch.rand(b, generator=generator) * 2 - 1) * (1 - h)
+    flip = torch.where(torch.rand(b, generator=generator) < 0.5, -1.0, 1.0)
+    theta = torch.zeros(b, 2, 3)
+    theta[:, 0, 0], theta[:, 0, 2] = w * flip, x
+    theta[:, 1, 1], theta[:, 1, 2] = h, y
+    grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
+    return F.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)
+
+
+def normalise(pixels: np.ndarray) -> Tensor:
+    """Pixels uint8 (B, s, s, 3) to float32 (B, 3, s, s) by ImageNet's mean and deviation."""
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    return (x - mean[:, None, None]) / std[:, None, None]
+
+
+def train(
+    network: nn.Module,
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    settings: Mapping[str, Any],
+    seed: int,
+) -> list[float]:
+    """Train in place by binary cross-entropy; returns the mean loss of each epoch.
+
+    pixels uint8 (m, s, s, 3), labels (m,) bool. SGD with Nesterov momentum, weight decay,
+    one warm-up epoch, then cosine: the ordinary ImageNet recipe. `settings`: epochs, batch,
+    lr (at that batch), weight_decay, crop (least share of the area).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    m, batch, epochs = len(pixels), int(settings["batch"]), int(settings["epochs"])
+    steps = max(1, m // batch)
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        lr=float(settings["lr"]),
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=float(settings["weight_decay"]),
+    )
+    total = epochs * steps
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda i: min((i + 1) / steps, 0.5 + 0.5 * float(np.cos(np.pi * i / total))),
+    )
+    targets = torch.from_numpy(np.asarray(labels, np.float32))
+    progress, losses = Progress("critic", total, "steps"), []
+    network.train()
+    for epoch in range(epochs):
+        order = torch.randperm(m, generator=generator).numpy()
+        seen = []
+        for step in range(steps):
+            rows = order[step * batch : (step + 1) * batch]
+            x = augment(normalise(pixels[rows]), float(settings["crop"]), generator)
+            loss = F.binary_cross_entropy_with_logits(network(x)[:, 0], targets[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            seen.append(loss.item())
+            progress.at(epoch * steps + step + 1, f"loss {loss.item():.3f}")
+        losses.append(float(np.mean(seen)))
+    network.eval()
+    return losses
+
+
+@torch.inference_mode()
+def score(network: nn.Module, pixels: np.ndarray, batch: int = 256) -> np.ndarray:
+    """Probabilities (m,) float32 of the positive class for pixels uint8 (m, s, s, 3)."""
+    network.eval()
+    parts = [
+        torch.sigmoid(network(normalise(pixels[i : i + batch]))[:, 0]).numpy()
+        for i in range(0, len(pixels), batch)
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)

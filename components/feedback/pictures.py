@@ -1,0 +1,129 @@
+"""The current model's pictures of training prompts, judged; for references and preference pairs."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from components.errors import UserError
+from components.evaluation.detector import SceneDetector
+from components.evaluation.geneval import score_image
+from components.progress import Progress
+from components.scenes.world import World
+
+Metadata = dict[str, Any]
+
+
+@dataclass
+class Judged:
+    """A picture that the model drew, and GenEval's word on it."""
+
+    prompt_index: int
+    metadata: Metadata
+    seed: int
+    image: Image.Image
+    correct: bool
+    reason: str
+    share: float  # of the prompt's clauses that are met, see `clause_share`
+
+
+def training_prompts(world: World) -> list[Metadata]:
+    """The prompts that training may use. UserError if a held-out combination is among them."""
+    prompts = world.training_prompts()
+    leaked = [m["prompt"] for m in prompts if world.is_held_out(m)]
+    if leaked:
+        raise UserError(
+            f"{len(leaked)} training prompts ask for held-out combinations ({leaked[0]!r}, …); "
+            "correct data.held_out in params/data."
+        )
+    return prompts
+
+
+def cover(
+    prompts: Sequence[Metadata], notions: Sequence[str], count: int, seed: int
+) -> list[Metadata]:
+    """Choose `count` different prompts, as many of each task, that cover the notions evenly.
+
+    Task by task in turn, of a few prompts drawn at random the one whose notions (words of
+    the caption) were chosen least so far. Fewer when there are no more.
+    """
+    rng = np.random.default_rng([seed, len(prompts)])
+    words = set(notions)
+    left: dict[str, list[Metadata]] = {}
+    for i in rng.permutation(len(prompts)):
+        left.setdefault(prompts[i]["tag"], []).append(prompts[i])
+    times = dict.fromkeys(words, 0)
+    chosen: list[Metadata] = []
+    while len(chosen) < count and left:
+        for tag in sorted(left):
+            if len(chosen) == count:
+                break
+            pool = left[tag][:32]
+
+            def seldom(metadata: Metadata) -> float:
+                found = [times[w] for w in metadata["prompt"].lower().split() if w in words]
+                return float(np.mean(found)) if found else np.inf
+
+            best = min(range(len(pool)), key=lambda i: seldom(pool[i]))
+            metadata = left[tag].pop(best)
+            chosen.append(metadata)
+            for word in set(metadata["prompt"].lower().split()) & words:
+                times[word] += 1
+            if not left[tag]:
+                del left[tag]
+    return chosen
+
+
+def clause_share(metadata: Metadata, detections: dict[str, list]) -> float:
+    """How much of a prompt is met, in [0, 1], to rank pictures that GenEval calls equal.
+
+    Mean over the include clauses of found / asked (objects of the class, of the colour if
+    one is asked for); more than asked for counts as much less. Positions are left to GenEval.
+    """
+    shares = []
+    for clause in metadata["include"]:
+        found = detections.get(clause["class"], [])
+        if "color" in clause:
+            found = [d for d in found if d[5] == clause["color"]]
+        asked = int(clause["count"])
+        shares.append(max(0.0, 1.0 - abs(len(found) - asked) / asked))
+    return float(np.mean(shares)) if shares else 0.0
+
+
+def draw_and_judge(
+    pipe: Any,
+    world: World,
+    prompts: Sequence[Metadata],
+    images: int,
+    size: tuple[int, int],
+    first_seed: int,
+    what: str,
+    settings: dict[str, Any],
+) -> Iterator[Judged]:
+    """Draw `images` pictures of each prompt at size (W, H) px with seeds counted from `first_seed`.
+
+    `pipe` is a DJEPAPipeline, `settings` replace its sampler's. Yields in the prompts' order.
+    """
+    detector = SceneDetector(world)
+    jobs = [(i, m) for i, m in enumerate(prompts) for _ in range(images)]
+    progress = Progress(what, len(jobs), "pictures")
+    batch = 32
+    for start in range(0, len(jobs), batch):
+        part = jobs[start : start + batch]
+        seeds = list(range(first_seed + start, first_seed + start + len(part)))
+        drawn = pipe(
+            [m["prompt"] for _, m in part],
+            width=size[0],
+            height=size[1],
+            seeds=seeds,
+            batch_size=batch,
+            **settings,
+        ).images
+        for (i, metadata), seed, image in zip(part, seeds, drawn, strict=True):
+            detections = detector.detect(image)
+            correct, reason = score_image(metadata, detections, image.size)
+            share = clause_share(metadata, detections)
+            yield Judged(i, metadata, seed, image, bool(correct), reason, share)
+        progress.at(start + len(part))

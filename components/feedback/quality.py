@@ -1,0 +1,42 @@
+"""How good the critic is on labels it did not learn from."""
+
+from typing import Any
+
+import numpy as np
+
+
+def quality(labels: np.ndarray, scores: np.ndarray, seed: int, resamples: int = 500) -> dict:
+    """AUROC with a 95 % bootstrap interval, Brier score and calibration.
+
+    labels (m,) bool and scores (m,) in [0, 1] of held-out pictures. AUROC and its interval
+    are None when only one class is there. `calibration` lists ten equal bins of the score
+    with count, mean score and share positive; `ece` is the mean gap weighted by count.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    labels, scores = np.asarray(labels, bool), np.asarray(scores, float)
+    result: dict[str, Any] = {"held_out": len(labels), "auroc": None, "auroc_interval": None}
+    if 0 < labels.sum() < len(labels):
+        result["auroc"] = float(roc_auc_score(labels, scores))
+        rng = np.random.default_rng(seed)
+        drawn = []
+        for _ in range(resamples):
+            rows = rng.integers(len(labels), size=len(labels))
+            if 0 < labels[rows].sum() < len(rows):
+                drawn.append(roc_auc_score(labels[rows], scores[rows]))
+        result["auroc_interval"] = [float(v) for v in np.quantile(drawn, [0.025, 0.975])]
+    bins = np.clip((scores * 10).astype(int), 0, 9)
+    table = [
+        {
+            "count": int((bins == b).sum()),
+            "score": float(scores[bins == b].mean()),
+            "positive": float(labels[bins == b].mean()),
+        }
+        for b in range(10)
+        if (bins == b).any()
+    ]
+    n = max(len(labels), 1)
+    result["ece"] = float(sum(r["count"] * abs(r["score"] - r["positive"]) for r in table) / n)
+    result["brier"] = float(((scores - labels) ** 2).sum() / n)
+    result["calibration"] = table
+    return result

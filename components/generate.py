@@ -1,0 +1,66 @@
+"""`djepa generate`: a prompt to PNG files."""
+
+import re
+from pathlib import Path
+
+from components.errors import UserError
+
+MODELS = Path("models")
+
+
+def last_model() -> Path:
+    """The model folder written last below models/.
+
+    Raises:
+        UserError: nothing was trained here yet.
+    """
+    folders = [index.parent for index in MODELS.glob("*/model_index.json")]
+    if not folders:
+        raise UserError(
+            f"There is no model below {MODELS}/: run `make demo` to train one, "
+            f"or name a model folder with --model."
+        )
+    return max(folders, key=lambda folder: (folder / "model_index.json").stat().st_mtime)
+
+
+def parse_size(size: str) -> tuple[int, int]:
+    """`48x32` as (48, 32), width first.
+
+    Raises:
+        UserError: not two positive numbers with an x between.
+    """
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", size)
+    if not match:
+        raise UserError(f"--size {size!r} is not WxH in pixels, for example 48x32.")
+    return int(match[1]), int(match[2])
+
+
+def generate(
+    prompt: str, model: Path | None, size: str | None, images: int, seed: int, out: Path
+) -> list[Path]:
+    """Draw `images` pictures of `prompt`; picture i has seed + i.
+
+    Returns:
+        The PNG files written.
+
+    Raises:
+        UserError: no such model, an impossible size, an empty prompt.
+    """
+    if not prompt.strip():
+        raise UserError("The prompt is empty: say what to draw.")
+    width, height = parse_size(size) if size else (None, None)
+    folder = model or last_model()
+    if not (folder / "model_index.json").exists():
+        raise UserError(f"{folder} is not a model folder: it has no model_index.json.")
+    from components.model import DJEPAPipeline
+
+    pipeline = DJEPAPipeline.from_pretrained(folder)
+    seeds = [seed + i for i in range(images)]
+    pictures = pipeline([prompt] * images, width=width, height=height, seeds=seeds).images
+    out.parent.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number, picture in enumerate(pictures):
+        path = out if images == 1 else out.with_stem(f"{out.stem}-{number}")
+        picture.save(path)
+        paths.append(path)
+    return paths

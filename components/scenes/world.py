@@ -1,0 +1,270 @@
+"""The embedded world: which scenes exist, how often, and which are held out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from components.errors import UserError
+from components.evaluation.geneval import relative_position
+from components.scenes import tasks
+from components.scenes.heldout import HeldOut
+from components.scenes.shapes import BOX, DISTANCE
+from components.scenes.tasks import Metadata
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One object: centre and size in units of the picture's shorter side."""
+
+    shape: str
+    color: str
+    rgb: tuple[int, int, int]
+    x: float
+    y: float
+    size: float
+
+    def box(self) -> Box:
+        """x1, y1, x2, y2 in units of the shorter side."""
+        w, h = BOX[self.shape]
+        w, h = w * self.size / 2, h * self.size / 2
+        return (self.x - w, self.y - h, self.x + w, self.y + h)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a picture shows, and its caption. `aspect` is width / height."""
+
+    metadata: Metadata
+    objects: tuple[SceneObject, ...]
+    aspect: float
+    source: str
+    style: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def caption(self) -> str:
+        """The caption, in GenEval's wording."""
+        return self.metadata["prompt"]
+
+    @property
+    def task(self) -> str:
+        """One of GenEval's six."""
+        return self.metadata["tag"]
+
+    def boxes(self, width: int, height: int) -> list[Box]:
+        """The objects' boxes in a picture of this many pixels."""
+        unit_w, unit_h = max(self.aspect, 1.0), max(1 / self.aspect, 1.0)
+        sx, sy = width / unit_w, height / unit_h
+        # Slightly another aspect than the scene's: objects keep theirs.
+        unit = min(sx, sy)
+        boxes = []
+        for thing in self.objects:
+            x1, y1, x2, y2 = thing.box()
+            cx, cy = thing.x * sx, thing.y * sy
+            w, h = (x2 - x1) * unit / 2, (y2 - y1) * unit / 2
+            boxes.append((cx - w, cy - h, cx + w, cy + h))
+        return boxes
+
+    def truth(self, width: int, height: int) -> dict[str, Any]:
+        """Exact ground truth in pixels, as the raw JSON keeps it."""
+        return {
+            "task": self.task,
+            "objects": [
+                {"class": o.shape, "color": o.color, "box": [round(v, 2) for v in box]}
+                for o, box in zip(self.objects, self.boxes(width, height), strict=True)
+            ],
+        }
+
+
+class World:
+    """Shapes × colours × counts × relations, with a held-out set of combinations."""
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        self.data = data
+        self.shapes: list[str] = list(data["shapes"])
+        self.colors: dict[str, tuple[int, int, int]] = {
+            name: (int(rgb[0]), int(rgb[1]), int(rgb[2])) for name, rgb in data["colors"].items()
+        }
+        self.counts: list[int] = [int(c) for c in data["counts"]]
+        self.relations: list[str] = list(data["relations"])
+        self._check()
+        self.held_out = HeldOut.choose(
+            self.shapes, list(self.colors), self.counts, self.relations, data["held_out"]
+        )
+
+    @classmethod
+    def from_params(cls, data: Mapping[str, Any]) -> "World":
+        """The world of `params["data"]`.
+
+        Raises:
+            UserError: an unknown shape, colour, count or relation.
+        """
+        return cls(data)
+
+    def _check(self) -> None:
+        place = "in params/data (data.{})"
+        for what, given, known in (
+            ("shapes", self.shapes, list(DISTANCE)),
+            ("colors", list(self.colors), list(tasks.OFFICIAL_COLORS)),
+            ("counts", self.counts, list(tasks.NUMBER_WORDS)),
+            ("relations", self.relations, list(tasks.RELATIONS)),
+        ):
+            unknown = [str(v) for v in given if v not in known]
+            if unknown or not given:
+                raise UserError(
+                    f"Unknown or no value among {what}, {place.format(what)}: "
+                    f"{', '.join(unknown) or 'empty'}; choose from "
+                    f"{', '.join(str(k) for k in known)}."
+                )
+
+    # Drawing at random ---------------------------------------------------------------------
+
+    def _zipf(self, rng: np.random.Generator, items: list[Any], n: int = 1) -> list[Any]:
+        """`n` different items, the i-th with a weight of i^-zipf."""
+        weights = np.array([(i + 1) ** -float(self.data["zipf"]) for i in range(len(items))])
+        chosen = rng.choice(len(items), size=n, replace=False, p=weights / weights.sum())
+        return [items[int(i)] for i in chosen]
+
+    def _sample_metadata(self, rng: np.random.Generator) -> Metadata:
+        names = list(self.data["tasks"])
+        shares = np.array([float(self.data["tasks"][name]) for name in names])
+        task = names[int(rng.choice(len(names), p=shares / shares.sum()))]
+        colors = list(self.colors)
+        while True:
+            if task in ("two_object", "position", "color_attr"):
+                a, b = self._zipf(rng, self.shapes, 2)
+            else:
+                (a,) = self._zipf(rng, self.shapes)
+            if task == "single_object":
+                metadata = tasks.single_object(a)
+            elif task == "two_object":
+                metadata = tasks.two_object(a, b)
+            elif task == "counting":
+                metadata = tasks.counting(a, self._zipf(rng, self.counts)[0])
+            elif task == "colors":
+                metadata = tasks.colors(a, self._zipf(rng, colors)[0])
+            elif task == "position":
+                metadata = tasks.position(a, self._zipf(rng, self.relations)[0], b)
+            else:
+                color_a, color_b = self._zipf(rng, colors, 2)
+                metadata = tasks.color_attr(a, color_a, b, color_b)
+            if not self.is_held_out(metadata):
+                return metadata
+
+    def sample_scene(self, rng: np.random.Generator, aspect: float = 1.0) -> Scene:
+        """A training scene: never a held-out combination, captioned or not."""
+        return self.scene_for(self._sample_metadata(rng), rng, aspect, training=True)
+
+    def scene_for(
+        self,
+        metadata: Metadata,
+        rng: np.random.Generator,
+        aspect: float = 1.0,
+        training: bool = False,
+    ) -> Scene:
+        """A scene that is true of a prompt.
+
+        Args:
+            metadata: a prompt of this world, see components/scenes/tasks.py.
+            rng: draws what the prompt leaves open.
+            aspect: width / height.
+            training: also what the prompt leaves open must not be held out, so that
+                `two_object` never shows a held-out colour or arrangement.
+        """
+        names = list(self.data["sources"])
+        shares = np.array([float(self.data["sources"][n]["share"]) for n in names])
+        source = names[int(rng.choice(len(names), p=shares / shares.sum()))]
+        for attempt in range(10_000):
+            # A crowded scene that does not fit is tried again a little smaller.
+            objects = self._objects(metadata, rng, aspect, shrink=0.98 ** (attempt // 20))
+            if objects is None:
+                continue
+            scene = Scene(metadata, objects, aspect, source, self.data["sources"][source])
+            if not training or not self.is_held_out(scene):
+                return scene
+        raise UserError(
+            f"No place for the objects of '{metadata['prompt']}': make data.size, data.gap or "
+            "data.margin in params/data smaller, or hold out fewer combinations."
+        )
+
+    def _objects(
+        self, metadata: Metadata, rng: np.random.Generator, aspect: float, shrink: float
+    ) -> tuple[SceneObject, ...] | None:
+        total = sum(clause["count"] for clause in metadata["include"])
+        low, high = self.data["size"][str(total) if str(total) in self.data["size"] else total]
+        gap, margin = float(self.data["gap"]), float(self.data["margin"])
+        span_x, span_y = max(aspect, 1.0), max(1 / aspect, 1.0)
+        placed: list[SceneObject] = []
+        groups: list[list[SceneObject]] = []
+        for clause in metadata["include"]:
+            group: list[SceneObject] = []
+            # One colour for all of a clause: three circles are three alike.
+            color = clause.get("color") or self._zipf(rng, list(self.colors))[0]
+            for _ in range(clause["count"]):
+                size = rng.uniform(low, high) * shrink
+                w, h = (side * size / 2 for side in BOX[clause["class"]])
+                x = rng.uniform(margin + w, span_x - margin - w)
+                y = rng.uniform(margin + h, span_y - margin - h)
+                thing = SceneObject(clause["class"], color, self.colors[color], x, y, size)
+                if any(_too_near(thing.box(), other.box(), gap) for other in placed):
+                    return None
+                group.append(thing)
+                placed.append(thing)
+            if "position" in clause:
+                relation, index = clause["position"]
+                if relation not in relative_position(group[0].box(), groups[index][0].box()):
+                    return None
+            groups.append(group)
+        return tuple(placed)
+
+    # Held out ------------------------------------------------------------------------------
+
+    def is_held_out(self, what: Metadata | Scene) -> bool:
+        """Whether a prompt asks for, or a scene shows, a held-out combination."""
+        if isinstance(what, Scene):
+            return self.held_out.scene([(o.shape, o.color, o.box()) for o in what.objects])
+        return self.held_out.prompt(what)
+
+    def all_prompts(self, task: str) -> list[Metadata]:
+        """Every prompt of a task that the world knows, in a fixed order."""
+        shapes, colors = self.shapes, list(self.colors)
+        pairs = [(a, b) for a in shapes for b in shapes if a != b]
+        if task == "single_object":
+            return [tasks.single_object(a) for a in shapes]
+        if task == "two_object":
+            return [tasks.two_object(a, b) for a, b in pairs]
+        if task == "counting":
+            return [tasks.counting(a, n) for a in shapes for n in self.counts]
+        if task == "colors":
+            return [tasks.colors(a, c) for a in shapes for c in colors]
+        if task == "position":
+            return [tasks.position(a, r, b) for a, b in pairs for r in self.relations]
+        if task == "color_attr":
+            return [
+                tasks.color_attr(a, c, b, d)
+                for a, b in pairs
+                for c in colors
+                for d in colors
+                if c != d
+            ]
+        raise UserError(f"No task '{task}': choose from {', '.join(tasks.TASKS)}.")
+
+    def prompts(self, split: str, task: str) -> list[Metadata]:
+        """The prompts of a task that are `seen` or `held_out`."""
+        if split not in ("seen", "held_out"):
+            raise UserError(f"No split '{split}': choose seen or held_out.")
+        wanted = split == "held_out"
+        return [m for m in self.all_prompts(task) if self.is_held_out(m) == wanted]
+
+    def training_prompts(self) -> list[Metadata]:
+        """Every prompt that training, references and preference pairs may use."""
+        return [m for task in tasks.TASKS for m in self.prompts("seen", task)]
+
+
+def _too_near(a: Box, b: Box, gap: float) -> bool:
+    apart_x = max(a[0] - b[2], b[0] - a[2])
+    apart_y = max(a[1] - b[3], b[1] - a[3])
+    return max(apart_x, apart_y) < gap

@@ -1,0 +1,254 @@
+"""The stages of dvc.yaml: which function each runs, on which files.
+
+A stage reads params.yaml and files, writes files, and reports to its own run. Nothing here
+imports torch before a stage that needs it runs.
+"""
+
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import yaml
+
+from components.compose import load
+from components.errors import UserError
+from components.files import hash_of
+from components.home import djepa_home
+from components.tracking import Tracker, complete_parent, remember, stage_run
+
+CURATED, ENCODED = Path("curated"), Path("encoded")
+MODELS, STATES, METRICS = Path("models"), Path("states"), Path("metrics")
+REFERENCES, CRITICS, SAMPLES = Path("references"), Path("critics"), Path("samples")
+REPORTS, PLOTS = Path("reports"), Path("plots")
+
+
+@dataclass
+class Call:
+    """One call of a stage: its key (the part after `@`), parameters, run and snapshot folder."""
+
+    key: str
+    params: dict[str, Any]
+    tracker: Tracker
+    resume: Path
+
+    @property
+    def round(self) -> Mapping[str, str]:
+        """The round's line in feedback.rounds."""
+        return self.params["feedback"]["rounds"][self.key]
+
+
+def _curate(call: Call) -> Path:
+    from components.curation.curate import curate
+    from components.rawdata import DATA, check_recorded
+
+    check_recorded(call.params)
+    metrics = METRICS / "curate.json"
+    curate(DATA, CURATED, call.params, call.tracker, metrics)
+    return metrics
+
+
+def _contract(call: Call) -> Path:
+    from components.curation.contract import check
+
+    metrics = METRICS / "contract.json"
+    check(CURATED, metrics, REPORTS / "contract", call.params, call.tracker)
+    return metrics
+
+
+def _encode(call: Call) -> Path:
+    from components.tokens.encode import encode
+
+    metrics = METRICS / "encode.json"
+    encode(CURATED, ENCODED, metrics, call.params, call.tracker)
+    return metrics
+
+
+def _train(call: Call, phase: str, name: str, init: Path | None, critic: Path | None) -> Path:
+    from components.training.phases import train_phase
+
+    metrics = METRICS / "train" / f"{name}.json"
+    train_phase(
+        phase,
+        ENCODED,
+        init,
+        critic,
+        MODELS / name,
+        STATES / name,
+        metrics,
+        call.resume,
+        call.params,
+        call.tracker,
+    )
+    return metrics
+
+
+def _phase1(call: Call) -> Path:
+    return _train(call, "phase1", "phase1", None, None)
+
+
+def _phase2(call: Call) -> Path:
+    return _train(call, "phase2", call.key, STATES / call.round["model"], CRITICS / call.key)
+
+
+def _references(call: Call) -> Path:
+    from components.feedback.references import references
+
+    metrics = METRICS / "references" / f"{call.key}.json"
+    model = MODELS / call.round["model"]
+    references(model, ENCODED, REFERENCES / call.key, metrics, call.key, call.params, call.tracker)
+    return metrics
+
+
+def _critic(call: Call) -> Path:
+    from components.feedback.critic import critic
+
+    metrics = METRICS / "critic" / f"{call.key}.json"
+    before = call.round["critic"]
+    critic(
+        REFERENCES / call.key,
+        CURATED,
+        ENCODED,
+        None if before == "none" else CRITICS / before,
+        CRITICS / call.key,
+        metrics,
+        call.key,
+        call.params,
+        call.tracker,
+    )
+    return metrics
+
+
+def _dpo(call: Call) -> Path:
+    from components.training.preference import dpo
+
+    metrics = METRICS / "train" / "dpo.json"
+    start = call.params["dpo"]["from"]
+    dpo(
+        STATES / start,
+        MODELS / start,
+        ENCODED,
+        MODELS / "dpo",
+        STATES / "dpo",
+        metrics,
+        call.resume,
+        call.params,
+        call.tracker,
+    )
+    return metrics
+
+
+def _evaluate(call: Call) -> Path:
+    from components.evaluation.evaluate import evaluate
+
+    metrics = METRICS / "evaluate" / f"{call.key}.json"
+    evaluate(MODELS / call.key, SAMPLES / call.key, metrics, call.params, call.tracker)
+    return metrics
+
+
+def _compare(call: Call) -> Path:
+    from components.evaluation.compare import compare
+
+    metrics = METRICS / "compare" / f"{call.key}.json"
+    baseline = call.params["evaluation"]["baseline"]
+    compare(SAMPLES / call.key, SAMPLES / baseline, metrics, call.params, call.tracker)
+    return metrics
+
+
+def _report(call: Call) -> Path:
+    from components.evaluation.report import report
+
+    report(METRICS, REPORTS / "run", PLOTS, call.params, call.tracker)
+    complete_parent(call.tracker, METRICS)
+    return REPORTS / "run" / "summary.json"
+
+
+STAGES: dict[str, Callable[[Call], Path]] = {
+    "curate": _curate,
+    "contract": _contract,
+    "encode": _encode,
+    "phase1": _phase1,
+    "references": _references,
+    "critic": _critic,
+    "phase2": _phase2,
+    "dpo": _dpo,
+    "evaluate": _evaluate,
+    "compare": _compare,
+    "report": _report,
+}
+
+
+def definition(stage: str) -> dict[str, Any]:
+    """What dvc.yaml says of a stage, its `foreach` form resolved for the stage's key."""
+    base, _, key = stage.partition("@")
+    stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
+    names = [name for name in (stage, base, f"{base}-{key}") if name in stages]
+    if not names:
+        raise UserError(f"dvc.yaml has no stage {stage!r}: it has {', '.join(stages)}.")
+    entry = stages[names[0]]
+    return entry.get("do", entry)
+
+
+def section(stage: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of params.yaml that dvc.yaml lists as the stage's parameters."""
+    part: dict[str, Any] = {}
+    for name in definition(stage).get("params", []):
+        value: Any = params
+        for step in name.split("."):
+            value = value[step]
+        part[name] = value
+    return part
+
+
+def _inputs(stage: str, params: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of the stage's inputs as dvc.lock has them (code is left out: a mended trainer
+    goes on from its snapshot)."""
+    lock = Path("dvc.lock")
+    if not lock.exists():
+        return {}
+    outs = {
+        out["path"]: out["md5"]
+        for entry in yaml.safe_load(lock.read_text())["stages"].values()
+        for out in entry.get("outs", [])
+    }
+    key = stage.partition("@")[2]
+    item = params["feedback"]["rounds"].get(key, {})
+    found = {}
+    for dep in definition(stage).get("deps", []):
+        path = dep.replace("${key}", key).replace("${dpo.from}", params["dpo"]["from"])
+        for name, value in item.items():
+            path = path.replace("${item." + name + "}", value)
+        if path in outs:
+            found[path] = outs[path]
+    return found
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def run_stage(stage: str) -> None:
+    """Run one stage of dvc.yaml here, in its own tracked run.
+
+    Raises:
+        UserError: there is no such stage, params.yaml is stale, or the stage refused its input.
+    """
+    base, _, key = stage.partition("@")
+    if base not in STAGES:
+        raise UserError(f"There is no stage {stage!r}: the stages are {', '.join(STAGES)}.")
+    params = load()
+    part = section(stage, params)
+    resume = djepa_home() / "resume" / hash_of([stage, part, _inputs(stage, params)])
+    # A polite stop ends the run as KILLED instead of leaving it running for ever.
+    signal.signal(signal.SIGTERM, _stop)
+    started = time.monotonic()
+    print(f"{stage}: started", flush=True)
+    with stage_run(stage, params, part) as tracker:
+        metrics = STAGES[base](Call(key, params, tracker, resume))
+        seconds = time.monotonic() - started
+        tracker.log_metrics({"seconds": seconds})
+        remember(stage, metrics, tracker, seconds)
+    print(f"{stage}: done in {seconds:.1f} s", flush=True)

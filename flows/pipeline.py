@@ -1,0 +1,153 @@
+"""The whole pipeline as one Prefect flow: `python -m flows.pipeline`.
+
+Each task is one stage of dvc.yaml, run by `dvc repro` in a process group of its own: Prefect
+runs it, DVC decides whether it must run and keeps its result.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import TaskRun
+from prefect.runtime import flow_run
+from prefect.states import State
+
+PATIENCE = 20  # seconds a stage gets to write its snapshot before it is killed
+
+
+class StageFailed(RuntimeError):
+    """A stage ended badly; `code` is the exit code of the stage's own command."""
+
+    def __init__(self, name: str, code: int, last: str) -> None:
+        super().__init__(f"{name} failed (exit code {code}): {last}")
+        self.code = code
+
+
+def _environment() -> dict[str, str]:
+    tools = str(Path(sys.executable).parent)
+    extra = {"PYTHONUNBUFFERED": "1", "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
+    identifier = flow_run.get_id()
+    if identifier:
+        extra["DJEPA_FLOW_RUN"] = identifier
+    return os.environ | extra
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """End the whole group: a signal to dvc alone would leave the trainer running."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            continue
+        except ProcessLookupError:
+            return
+
+
+def run(name: str, command: list[str]) -> None:
+    """Run a command in its own process group, each line of output to the run's log.
+
+    Raises:
+        StageFailed: the command's exit code was not 0.
+    """
+    log = get_run_logger()
+    last, code = "no output", None
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=_environment(),
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            line = line.rstrip()
+            if line:
+                log.info(line)
+            if line.startswith("djepa: "):
+                last = line.removeprefix("djepa: ")
+            exited = re.search(r"exited with (-?\d+)", line)
+            if exited:
+                code = int(exited[1])
+        if process.wait():
+            raise StageFailed(name, process.returncode if code is None else code, last)
+    finally:
+        # Reached with the process alive only on cancellation, a timeout or an error here.
+        _stop(process)
+
+
+def _can_help(task: Any, task_run: TaskRun, state: State) -> bool:
+    """A retry helps where the process was killed; a refused input (code 2) stays refused."""
+    failure = state.result(raise_on_failure=False)
+    return isinstance(failure, StageFailed) and (failure.code < 0 or failure.code >= 128)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="data")
+def data() -> None:
+    """Draw the raw pictures, or find them there, checked against data.dvc."""
+    run("data", [sys.executable, "-m", "components.cli", "data"])
+
+
+@task(
+    cache_policy=NO_CACHE,
+    task_run_name="{name}",
+    retries=1,
+    retry_delay_seconds=2,
+    retry_condition_fn=_can_help,
+)
+def stage(name: str) -> None:
+    """Bring one stage of dvc.yaml up to date."""
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
+    run(name, command)
+
+
+def stage_names() -> list[str]:
+    """The stages of dvc.yaml, each after those it depends on."""
+    from dvc.repo import Repo
+    from networkx import dfs_postorder_nodes
+
+    with Repo() as repo:
+        ordered = list(dfs_postorder_nodes(repo.index.graph))
+    return [node.name for node in ordered if getattr(node, "name", None)]
+
+
+@flow(name="pipeline", log_prints=True)
+def pipeline(stages: list[str] | None = None) -> None:
+    """Bring the whole pipeline up to date, stage by stage.
+
+    Args:
+        stages: names from dvc.yaml to run, in order; all of them when left out.
+    """
+    data()
+    names = stages or stage_names()
+    log = get_run_logger()
+    for number, name in enumerate(names, 1):
+        log.info("stage %d of %d: %s", number, len(names), name)
+        stage(name)
+    report = Path("reports/run/report.md")
+    if report.exists():
+        create_markdown_artifact(report.read_text(), key="report", description="Scores by model")
+
+
+def main() -> int:
+    """Run the flow; a stage's failure is one sentence and exit code 1."""
+    try:
+        pipeline()
+    except StageFailed as failure:
+        print(f"pipeline: {failure}", file=sys.stderr)
+        print("Finished stages are kept; mend it and run the same command.", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""Kills, servers and the browser: what happens when things are stopped, and what people see."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from tests.conftest import Checkout
+from tests.test_graph import copy, runs
+
+pytestmark = pytest.mark.slow
+
+
+def wait_for(what: str, condition: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds} s for {what}"
+        time.sleep(0.1)
+
+
+def processes_in(folder: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if Path(process.cwd()).is_relative_to(folder):
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+@contextmanager
+def started(checkout: Checkout, *command: str, **extra: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a group of its own, its output in a file, killed at the end."""
+    with (checkout.root / "started.log").open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=checkout.root,
+            env=checkout.environment | extra,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            yield process
+        finally:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            process.wait()
+
+
+def longer_training(checkout: Checkout) -> None:
+    """Another seed, so that phase 1 runs again, and long enough to be stopped in the middle."""
+    checkout.djepa("compose", "scale=micro", "seed=1", "training.phase1.images=4000")
+    checkout.dvc("repro", "encode")
+
+
+def snapshots(checkout: Checkout) -> list[Path]:
+    return list((checkout.root / ".djepa" / "resume").glob("*/**/state.json"))
+
+
+def test_training_killed_at_any_moment_resumes_to_the_same_weights(
+    micro: Checkout, tmp_path: Path
+) -> None:
+    killed, whole = copy(micro, tmp_path / "killed"), copy(micro, tmp_path / "whole")
+    for checkout in (killed, whole):
+        longer_training(checkout)
+    repro = (sys.executable, "-m", "dvc", "repro", "--single-item", "phase1")
+    with started(killed, *repro):
+        wait_for("a snapshot", lambda: bool(snapshots(killed)))
+    killed.ok(*repro)
+    whole.ok(*repro)
+    locks = [
+        yaml.safe_load((checkout.root / "dvc.lock").read_text())["stages"]["phase1"]["outs"]
+        for checkout in (killed, whole)
+    ]
+    models = [next(out for out in outs if out["path"] == "models/phase1") for outs in locks]
+    assert models[0]["md5"] == models[1]["md5"]
+    assert not snapshots(killed)
+
+
+def test_cancelled_flow_ends_the_trainer_and_its_run(micro: Checkout, tmp_path: Path) -> None:
+    checkout = copy(micro, tmp_path / "cancelled")
+    longer_training(checkout)
+    with started(checkout, sys.executable, "-m", "flows.pipeline") as flow:
+        wait_for("phase 1", lambda: bool(snapshots(checkout)), 240)
+        flow.terminate()
+        wait_for("the flow to end", lambda: flow.poll() is not None)
+        wait_for("its children to end", lambda: not processes_in(checkout.root), 30)
+    frame = runs(checkout)
+    stopped = frame[(frame["stage"] == "phase1") & (frame["seed"] == "1")]
+    assert list(stopped["status"]) == ["KILLED"]
+    assert snapshots(checkout), "what was trained so far is kept"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as page:
+            return page.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def rendered(url: str, folder: Path) -> str:
+    """The page's text after its scripts ran, from a real browser."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    assert browser, "install Debian's package chromium"
+    answer = subprocess.run(
+        [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            f"--user-data-dir={folder / 'profile'}",
+            "--virtual-time-budget=30000",
+            "--dump-dom",
+            url,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    return answer.stdout
+
+
+def test_mlflow_page_shows_the_pipeline_and_its_stages(micro: Checkout, tmp_path: Path) -> None:
+    port = free_port()
+    command = (sys.executable, "-m", "components.cli", "ui", "--port", str(port))
+    with started(micro, *command):
+        address = f"http://127.0.0.1:{port}"
+        wait_for("the MLflow server", lambda: answers(f"{address}/health"))
+        page = rendered(f"{address}/#/experiments/1/runs", tmp_path)
+    assert "micro, ablation none, seed 0" in page
+
+
+def test_offline_report_renders(micro: Checkout, tmp_path: Path) -> None:
+    page = rendered((micro.root / "reports/run/report.html").as_uri(), tmp_path)
+    assert "single_object" in page
+
+
+def test_cron_deployment_gets_scheduled_runs(checkout: Checkout) -> None:
+    """Newer SQLAlchemy silently stops this while everything else works."""
+    port = free_port()
+    api = f"http://127.0.0.1:{port}/api"
+    server = (sys.executable, "-m", "prefect", "server", "start", "--port", str(port))
+    with started(checkout, *server):
+        wait_for("the Prefect server", lambda: answers(f"{api}/health"))
+        script = (
+            "from prefect import flow\n"
+            "from flows.pipeline import pipeline\n"
+            "pipeline.from_source('.', 'flows/pipeline.py:pipeline').deploy(\n"
+            "    'nightly', work_pool_name='pool', cron='0 3 * * *', build=False)\n"
+        )
+        prefect = (sys.executable, "-m", "prefect")
+        extra = {"PREFECT_API_URL": api}
+        made = checkout.call(*prefect, "work-pool", "create", "--type", "process", "pool", **extra)
+        assert made.returncode == 0, made.stderr
+        deployed = checkout.call(sys.executable, "-c", script, **extra)
+        assert deployed.returncode == 0, deployed.stderr
+
+        def scheduled() -> bool:
+            listed = checkout.call(*prefect, "flow-run", "ls", "--state-type", "SCHEDULED", **extra)
+            return "pipeline" in listed.stdout
+
+        wait_for("scheduled runs", scheduled, 90)
