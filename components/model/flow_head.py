@@ -1,0 +1,72 @@
+"""Flow head: the small network that gives each hidden token its velocity.
+
+After MAR's denoising MLP: residual blocks with adaptive layer norm. Here the modulation is a sum
+of a part of z and a part of t, so that the part of z is computed once a token, however many
+times are drawn for it in training or stepped through in sampling.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def time_features(t: Tensor, width: int) -> Tensor:
+    """Sines and cosines of t ∈ [0, 1] at `width`/2 frequencies: (…) to (…, width)."""
+    frequencies = torch.exp(
+        torch.arange(width // 2, device=t.device, dtype=torch.float32)
+        * (-math.log(1000.0) / (width // 2 - 1))
+    )
+    angles = t[..., None].float() * 100.0 * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class FlowBlock(nn.Module):
+    """Residual MLP under an adaptive layer norm; starts as the identity."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.from_z = nn.Linear(width, 3 * width)
+        self.from_t = nn.Linear(width, 3 * width, bias=False)
+        self.up = nn.Linear(width, width)
+        self.down = nn.Linear(width, width)
+        for layer in (self.from_z, self.from_t):
+            nn.init.zeros_(layer.weight)
+        nn.init.zeros_(self.from_z.bias)
+
+    def forward(self, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
+        """All three (…, width) up to broadcasting; z and t are embedded already."""
+        shift, scale, gate = (self.from_z(z) + self.from_t(t)).chunk(3, dim=-1)
+        h = torch.addcmul(shift, self.norm(x), 1 + scale)
+        return torch.addcmul(x, gate, self.down(F.silu(self.up(h))))
+
+
+class FlowHead(nn.Module):
+    """v_θ(x^t, t, z), the velocity x − ε of the path x^t = t·x + (1 − t)·ε (paper, eq. of L_flow)."""
+
+    def __init__(self, channels: int, condition_width: int, width: int, blocks: int) -> None:
+        super().__init__()
+        self.width = width
+        self.input = nn.Linear(channels, width)
+        self.condition = nn.Linear(condition_width, width)
+        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.blocks = nn.ModuleList(FlowBlock(width) for _ in range(blocks))
+        self.norm = nn.LayerNorm(width)
+        self.output = nn.Linear(width, channels)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
+        """Velocity (B, H, K, C) of x (B, H, K, C) at t (B or 1, 1, K), under z (B, H, D).
+
+        K is the number of draws of (t, noise) a token.
+        """
+        condition = self.condition(z)[:, :, None]
+        moment = self.time(time_features(t, self.width).to(z.dtype))
+        h = self.input(x) + condition + moment
+        condition, moment = F.silu(condition), F.silu(moment)
+        for block in self.blocks:
+            h = block(h, condition, moment)
+        return self.output(self.norm(h))

@@ -1,0 +1,62 @@
+"""VoPE: rotary positions that put every image, whatever its size, on one reference field.
+
+Paper, section "VoPE" and supplement 12. Lengths here are in tokens.
+"""
+
+import torch
+from torch import Tensor
+
+
+def image_positions(
+    width: int, height: int, grid: float, shift: float | None = None
+) -> Tensor:
+    """Positions (width·height, 2), columns then rows, of the tokens in raster order.
+
+    With ρ = max(W, H)/g and b = |W − H|/2 the token in column w and row h stands at
+    ((w + b)/ρ, h/ρ) if W ≤ H, else at (w/ρ, (h + b)/ρ). `grid` is g, the reference grid's
+    side. `shift` replaces b, which moves the layout along the shorter axis (supplement 12).
+    """
+    if width < 1 or height < 1 or grid <= 0:
+        raise ValueError(f"an image of {width}x{height} tokens on a grid of {grid} has no positions")
+    ratio = max(width, height) / grid
+    offset = abs(width - height) / 2 if shift is None else shift
+    column = torch.arange(width, dtype=torch.float32)
+    row = torch.arange(height, dtype=torch.float32)
+    if width <= height:
+        column = column + offset
+    else:
+        row = row + offset
+    rows, columns = torch.meshgrid(row / ratio, column / ratio, indexing="ij")
+    return torch.stack([columns.flatten(), rows.flatten()], dim=-1)
+
+
+def _frequencies(width: int, base: float) -> Tensor:
+    """θ_j = ω^(−2(j−1)/d) for the d/2 pairs of d = `width` channels, (width/2,)."""
+    return base ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
+
+
+def image_rotations(positions: Tensor, head_width: int, base: float) -> Tensor:
+    """Unit complex numbers (…, head_width/2) that rotate a head at `positions` (…, 2).
+
+    Half of the head's width belongs to each axis, so the inner product of a rotated query at
+    m and a rotated key at n depends on m − n only, which VoPE has divided by ρ.
+    """
+    if head_width % 4:
+        raise ValueError(f"head width {head_width} is not a multiple of 4, two axes of pairs")
+    frequencies = _frequencies(head_width // 2, base).to(positions.device)
+    angles = positions[..., None] * frequencies  # … 2 d/4
+    return torch.polar(torch.ones_like(angles), angles).flatten(-2)
+
+
+def text_rotations(length: int, head_width: int, base: float) -> Tensor:
+    """1-D rotary positions of the text tokens over the full head, (length, head_width/2)."""
+    angles = torch.arange(length, dtype=torch.float32)[:, None] * _frequencies(head_width, base)
+    return torch.polar(torch.ones_like(angles), angles)
+
+
+def rotate(heads: Tensor, rotations: Tensor) -> Tensor:
+    """Rotate pairs of neighbouring channels: heads (B, N, …, d) by rotations (B or 1, N, d/2)."""
+    pairs = torch.view_as_complex(heads.float().unflatten(-1, (-1, 2)))
+    middle = (1,) * (pairs.dim() - 3)
+    turned = pairs * rotations.view(*rotations.shape[:2], *middle, rotations.shape[-1])
+    return torch.view_as_real(turned).flatten(-2).to(heads.dtype)

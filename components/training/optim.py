@@ -1,0 +1,116 @@
+"""Muon for the matrices inside the network, AdamW for everything else, and the rate's schedule.
+
+torch.optim.Muon orthogonalises in bfloat16, which a CPU without bfloat16 units does a hundred
+times slower than float32, and one matrix at a time; here matrices of one shape go together.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Newton–Schulz iteration: (M, r, c) to nearly orthogonal matrices, M at once.
+
+    Each step multiplies X by p(XXᵀ) = aI + bXXᵀ + c(XXᵀ)². All these factors commute, so the
+    steps are done on the small r×r Gram matrix and X is multiplied once, at the end.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.transpose(-2, -1) if tall else matrices
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    gram = x @ x.transpose(-2, -1)
+    identity = torch.eye(gram.shape[-1], device=x.device, dtype=x.dtype)
+    total = None
+    for step in range(steps):
+        factor = torch.baddbmm(a * identity + b * gram, gram, gram, alpha=c)
+        total = factor if total is None else factor @ total
+        if step < steps - 1:
+            gram = factor @ factor @ gram
+    x = total @ x
+    return x.transpose(-2, -1) if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised (Jordan et al. 2024); float32, matrices of one shape batched.
+
+    A parameter whose rows stack several square matrices (Q, K and V in one) is orthogonalised
+    piece by piece.
+    """
+
+    def __init__(
+        self, params: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float
+    ) -> None:
+        super().__init__(
+            params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            shapes: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+            parameters = [p for p in group["params"] if p.grad is not None]
+            for p in parameters:
+                buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                buffer.lerp_(p.grad, 1 - group["momentum"])
+                update = torch.lerp(p.grad, buffer, group["momentum"])
+                rows, columns = p.shape
+                # Three stacked D×D matrices: Q, K, V, or shift, scale, gate.
+                pieces = rows // columns if rows % columns == 0 and rows // columns == 3 else 1
+                for piece, target in zip(update.chunk(pieces), p.chunk(pieces), strict=True):
+                    shapes[(piece.shape[0], piece.shape[1])].append((piece, target))
+            if group["weight_decay"] and parameters:
+                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            for (rows, columns), pairs in shapes.items():
+                orthogonal = orthogonalise(torch.stack([piece for piece, _ in pairs]))
+                # The usual scaling: a step's size does not depend on the matrix's shape.
+                rate = -group["lr"] * max(1.0, rows / columns) ** 0.5
+                torch._foreach_add_(
+                    [target for _, target in pairs], list(orthogonal.unbind(0)), alpha=rate
+                )
+
+
+def optimizers(model: nn.Module, settings: dict) -> list[torch.optim.Optimizer]:
+    """[Muon, AdamW] for `model`; `settings` is params.training.optimizer."""
+    matrices, rest = [], []
+    for name, parameter in model.named_parameters():
+        inside = ".blocks." in f".{name}" and parameter.dim() == 2
+        if inside and min(parameter.shape) > 2:
+            matrices.append(parameter)
+        else:
+            rest.append(parameter)
+    muon = Muon(
+        matrices, settings["muon_rate"], settings["muon_momentum"], settings["muon_decay"]
+    )
+    adam = torch.optim.AdamW(
+        rest,
+        lr=settings["adam_rate"],
+        betas=tuple(settings["adam_betas"]),
+        weight_decay=settings["adam_decay"],
+        foreach=True,
+    )
+    for optimizer in (muon, adam):
+        for group in optimizer.param_groups:
+            group["base"] = group["lr"]
+    return [muon, adam]
+
+
+def rate_at(done: float, warmup: float, decay: float) -> float:
+    """Factor on the learning rate at the share `done` of a budget: up, constant, then down to 0.
+
+    `warmup` and `decay` are shares of the budget at its beginning and end.
+    """
+    up = min(1.0, (done + 1e-3) / warmup) if warmup > 0 else 1.0
+    down = min(1.0, (1.0 - done) / decay) if decay > 0 else 1.0
+    return max(min(up, down), 0.0)
+
+
+def set_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
+    """Set each group's learning rate to `factor` times the rate it began with."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["base"] * factor

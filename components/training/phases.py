@@ -1,0 +1,278 @@
+"""A training phase: batches from the statistical sampler, both losses, averages, snapshots."""
+
+import math
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from components.errors import UserError
+from components.feedback.ledger import Ledger
+from components.feedback.sampler import StatisticalSampler
+from components.feedback.scores import read_scores
+from components.files import write_json
+from components.model.sampler import SamplerConfig
+from components.progress import Progress
+from components.tokens.encoded import EncodedSet
+from components.tracking import Tracker
+from components.training.checkpoint import (
+    Snapshots,
+    Training,
+    load_state,
+    pipeline,
+    save_model_folder,
+    save_state,
+)
+from components.training.grid import save_grid
+from components.training.losses import Draw, draw_for, losses
+from components.training.optim import rate_at, set_rates
+from components.training.parallel import Workers
+
+# Tokens, text states, text mask, what is random, width and height in tokens.
+Part = tuple[Tensor, Tensor, Tensor, Draw, tuple[int, int]]
+
+
+def train_phase(
+    phase: str,
+    encoded: Path,
+    init: Path | None,
+    critic: Path | None,
+    model_out: Path,
+    state_out: Path,
+    metrics_out: Path,
+    resume_dir: Path,
+    params: dict[str, Any],
+    tracker: Tracker,
+) -> None:
+    """Train `phase1` or `phase2` and write the model, the state and the metrics.
+
+    encoded: an `EncodedSet` folder. init: the state to go on from, or None to start from fresh
+    weights. critic: a critic's folder whose scores drop samples, or None. resume_dir: snapshots of
+    this very stage; a run that finds one goes on from it and ends with the same weights as a
+    run without a break. Raises UserError for inputs that do not fit or a loss that is no number.
+    """
+    Phase(phase, encoded, init, critic, resume_dir, params, tracker).run(
+        model_out, state_out, metrics_out
+    )
+
+
+class Phase:
+    """One phase of training, from its inputs to its outputs."""
+
+    def __init__(
+        self,
+        phase: str,
+        encoded: Path,
+        init: Path | None,
+        critic: Path | None,
+        resume_dir: Path,
+        params: dict[str, Any],
+        tracker: Tracker,
+    ) -> None:
+        self.phase, self.params, self.tracker = phase, params, tracker
+        self.settings = params["training"]
+        self.budget = int(self.settings[phase]["images"])
+        self.encoded = EncodedSet.open(encoded)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.training = Training.fresh(params, self.encoded, self.device)
+        self.snapshots = Snapshots(resume_dir)
+        self.generator = torch.Generator().manual_seed(_seed(params, phase))
+        self.sampler = StatisticalSampler(
+            self.encoded,
+            params,
+            phase,
+            _seed(params, phase),
+            read_scores(critic, self.encoded.index["key"]),
+        )
+        self.ledger = Ledger.of(self.encoded.index["shard"].astype(str).tolist())
+        if init is not None:
+            load_state(Path(init), self.training)
+            self.ledger = Ledger.load(Path(init) / "ledger")
+        self.first_image = self.training.images  # of this phase
+        self.seconds = 0.0
+        self.history: list[dict[str, float]] = []
+        self.training.extra = {}
+        newest = self.snapshots.newest()
+        if newest is not None:
+            self._restore(newest)
+
+    def _restore(self, snapshot: Path) -> None:
+        load_state(snapshot, self.training)
+        extra = self.training.extra
+        self.sampler.load_state_dict(extra["sampler"])
+        self.generator.set_state(
+            torch.from_numpy(np.frombuffer(bytes.fromhex(extra["generator"]), np.uint8).copy())
+        )
+        self.ledger.drawn[:] = np.frombuffer(bytes.fromhex(extra["ledger"]), np.uint8)
+        self.first_image, self.seconds = extra["first_image"], extra["seconds"]
+        self.history = extra["history"]
+        print(f"{self.phase}: goes on from image {self.done}", flush=True)
+
+    def _keep(self) -> None:
+        """Put everything besides the tensors into the state's JSON."""
+        self.training.extra = {
+            "phase": self.phase,
+            "sampler": self.sampler.state_dict(),
+            "generator": self.generator.get_state().numpy().tobytes().hex(),
+            "ledger": self.ledger.drawn.tobytes().hex(),
+            "first_image": self.first_image,
+            "seconds": self.seconds,
+            "history": self.history,
+        }
+
+    @property
+    def done(self) -> int:
+        """Images seen in this phase."""
+        return self.training.images - self.first_image
+
+    def run(self, model_out: Path, state_out: Path, metrics_out: Path) -> None:
+        """Train to the budget, then write the outputs."""
+        torch.set_flush_denormal(True)
+        with Workers(int(self.settings["workers"])) as workers:
+            self._loop(workers)
+        save_model_folder(model_out, self.training.ema, self.encoded, self.params)
+        report = self.sampler.report()
+        self.training.extra = {
+            "phase": self.phase,
+            "sampler": self.sampler.state_dict(),
+        }
+        save_state(state_out, self.training)
+        self.ledger.save(Path(state_out) / "ledger")
+        last = self.history[-1] if self.history else {}
+        metrics = {
+            "phase": self.phase,
+            "images": self.done,
+            "images_total": self.training.images,
+            "steps_total": self.training.step,
+            "parameters": sum(p.numel() for p in self.training.model.parameters()),
+            "seconds": round(self.seconds, 2),
+            "images_per_second": round(self.done / max(self.seconds, 1e-9), 2),
+            "final": {name: last[name] for name in ("loss", "flow", "jepa") if name in last},
+            "dropped_by_critic": report["dropped_by_critic"],
+            "sampling": report,
+            "coverage": self.ledger.report(),
+            "history": self.history,
+        }
+        write_json(metrics_out, metrics)
+        self.tracker.log_metrics(
+            {
+                f"{self.phase}/images_per_second": metrics["images_per_second"],
+                f"{self.phase}/dropped_by_critic": report["dropped_by_critic"],
+                f"{self.phase}/never_drawn": metrics["coverage"]["never"],
+            }
+        )
+        self.snapshots.clear()
+
+    def _loop(self, workers: Workers) -> None:
+        parameters = list(self.training.model.parameters())
+        progress = Progress(self.phase, self.budget, "images")
+        started = saved = time.monotonic()
+        before = self.seconds
+        sums, batches = np.zeros(3), 0  # flow, jepa, gradient norm since the last line
+        lines, grids = int(self.settings["lines"]), int(self.settings["grids"])
+        while self.done < self.budget:
+            share = self.done / self.budget
+            rate = rate_at(
+                share, self.settings["schedule"]["warmup"], self.settings["schedule"]["decay"]
+            )
+            set_rates(self.training.optimizers, rate)
+            said, count = self._step(workers, parameters)
+            sums += said
+            batches += 1
+            self.training.images += count
+            self.training.step += 1
+            self.training.average(self.settings["ema"], self.settings["target_ema"])
+            self.seconds = before + time.monotonic() - started
+            if self._passed(share, lines):
+                self._line(sums / batches, rate)
+                sums, batches = np.zeros(3), 0
+            if self._passed(share, grids):
+                self._grid()
+            last = self.history[-1] if self.history else {}
+            progress.at(min(self.done, self.budget), f"loss {last.get('loss', math.nan):.3f}")
+            if time.monotonic() - saved > self.settings["snapshot_seconds"]:
+                self._keep()
+                self.snapshots.save(self.training)
+                saved = time.monotonic()
+
+    def _step(self, workers: Workers, parameters: list[torch.nn.Parameter]) -> tuple[Any, int]:
+        """One step; gives (flow, jepa, gradient norm) and the number of images."""
+        rung, ids = self.sampler.next_batch()
+        parts = [self._part(rung, each) for each in np.array_split(ids, workers.count) if len(each)]
+        training, weight = self.training, float(self.settings["jepa_weight"])
+
+        def loss(part: Part) -> tuple[Tensor, tuple[float, float]]:
+            tokens, states, mask, draw, size = part
+            flow, jepa = losses(
+                training.model, training.target, tokens, states, mask, size, draw
+            )
+            return flow + weight * jepa, (flow.item(), jepa.item())
+
+        said = np.mean(workers.gradients(loss, parts, parameters), axis=0)
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings["clip"]))
+        if not (np.isfinite(said).all() and math.isfinite(norm)):
+            raise UserError(
+                f"{self.phase} diverged at step {training.step}: the loss is no number; lower "
+                "training.optimizer.muon_rate and adam_rate in params/training."
+            )
+        for optimizer in training.optimizers:
+            optimizer.step()
+        self.ledger.add(ids)
+        return np.array([*said, norm]), len(ids)
+
+    def _part(self, rung: str, ids: np.ndarray) -> Part:
+        latents = self.encoded.latents(rung, ids)
+        size = (latents.shape[3], latents.shape[2])
+        tokens = latents.flatten(2).transpose(1, 2).contiguous()
+        states, mask = self.encoded.text(ids)
+        draw = draw_for(tokens, self.settings, self.generator)
+        device = self.device
+        return tokens.to(device), states.to(device), mask.to(device), draw.to(device), size
+
+    def _passed(self, before: float, times: int) -> bool:
+        """Whether the last step passed one of `times` even marks of the budget."""
+        return times > 0 and math.floor(min(self.done / self.budget, 1) * times) > math.floor(
+            before * times
+        )
+
+    def _line(self, means: np.ndarray, rate: float) -> None:
+        flow, jepa, norm = (float(value) for value in means)
+        line = {
+            "loss": flow + float(self.settings["jepa_weight"]) * jepa,
+            "flow": flow,
+            "jepa": jepa,
+            "gradient_norm": norm,
+            "rate": rate,
+            "images_per_second": self.done / max(self.seconds, 1e-9),
+        }
+        self.history.append({"step": self.training.step, "images": self.training.images, **line})
+        self.tracker.log_metrics(
+            {f"train/{name}": value for name, value in line.items()},
+            step=self.training.step,
+            images=self.training.images,
+        )
+
+    def _grid(self) -> None:
+        """Draw fixed training prompts with the averaged weights and hand the grid to the tracker."""
+        captions = sorted(set(self.encoded.index["caption"]))
+        rng = np.random.default_rng(_seed(self.params, "grid"))
+        chosen = [captions[i] for i in rng.permutation(len(captions))[:12]]
+        settings = self.params["evaluation"]["sampler"]
+        sampler = SamplerConfig(**{n: settings[n] for n in SamplerConfig.__dataclass_fields__})
+        width, height = self.encoded.rungs[self.settings[self.phase]["rungs"][0]]
+        draw = pipeline(self.training.ema, self.encoded, sampler)
+        images = draw(chosen, width=width, height=height).images
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{self.phase}-step-{self.training.step:06d}.png"
+            save_grid(path, images, chosen, columns=6)
+            self.tracker.log_artifact(path, "samples")
+
+
+def _seed(params: dict[str, Any], purpose: str) -> int:
+    """A seed of its own for each purpose, from params.seed."""
+    salt = {"phase1": 1, "phase2": 2, "grid": 3}[purpose]
+    return int(params["seed"]) * 1000 + salt

@@ -1,0 +1,193 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from components.errors import UserError
+from components.model import DJEPAPipeline
+from components.model.djepa import DJEPA, DJEPAConfig
+from components.model.sampler import SamplerConfig, cosine_step, sample_tokens, shifted_times
+from components.model.vope import image_positions, image_rotations, rotate, text_rotations
+from components.tokens.text import WordEncoder
+from components.tokens.tokenizer import PatchTokenizer
+from components.training.losses import flow_path
+
+CONFIG = DJEPAConfig(
+    channels=12,
+    text_width=24,
+    width=16,
+    heads=2,
+    encoder_blocks=1,
+    predictor_blocks=2,
+    mlp_ratio=2,
+    head_width=16,
+    head_blocks=2,
+    reference_grid=8,
+    rope_base=100.0,
+)
+
+
+def make_model() -> DJEPA:
+    torch.manual_seed(0)
+    model = DJEPA(CONFIG)
+    # Away from the zero initialisation, where most of the network is silent.
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def make_inputs(batch: int = 3, size: tuple[int, int] = (4, 3)):
+    g = torch.Generator().manual_seed(1)
+    count = size[0] * size[1]
+    states, mask = WordEncoder(16, 24).encode(["a red circle", "two squares", "x"][:batch])
+    tokens = torch.randn(batch, count, 12, generator=g)
+    order = torch.rand(batch, count, generator=g).argsort(1)
+    return states, mask, tokens, order
+
+
+sizes = st.integers(1, 12)
+
+
+@given(sizes, sizes, st.sampled_from([4.0, 12.0]))
+@settings(max_examples=40, deadline=None)
+def test_vope_is_centred_on_the_reference_grid(width, height, grid):
+    positions = image_positions(width, height, grid)
+    ratio = max(width, height) / grid
+    center = (positions.amax(0) + positions.amin(0)) / 2
+    # The tokens' centres span [0, (g − 1/ρ)], the middle is that of a square.
+    middle = (max(width, height) - 1) / 2 / ratio
+    assert torch.allclose(center, torch.full((2,), middle), atol=1e-5)
+    assert positions.min() >= 0 and positions.max() < grid
+
+
+@given(st.integers(0, 30), st.integers(0, 30))
+@settings(max_examples=30, deadline=None)
+def test_vope_inner_product_depends_on_the_difference_over_rho(a, b):
+    g = torch.Generator().manual_seed(a * 31 + b)
+    q, k = torch.randn(2, 16, generator=g)
+
+    def product(m, n):
+        rotations = image_rotations(torch.tensor([m, n]), 16, 100.0)
+        turned = rotate(torch.stack([q, k])[None, :, None], rotations[None])[0, :, 0]
+        return float(turned[0] @ turned[1])
+
+    m, n, shift = (a / 3, b / 4), (b / 5, a / 7), (2.5, -1.25)
+    moved = [(x[0] + shift[0], x[1] + shift[1]) for x in (m, n)]
+    assert product(m, n) == pytest.approx(product(*moved), abs=1e-3)
+    # Twice the tokens on the same field: neighbours two apart stand where one apart stood.
+    small, large = image_positions(4, 4, 8), image_positions(8, 8, 8)
+    assert torch.equal(small[1] - small[0], large[2] - large[0])
+
+
+def test_text_rope_depends_on_the_distance():
+    q, k = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
+    heads = torch.stack([q] * 6 + [k] * 6)[None, :, None]
+    turned = rotate(heads, text_rotations(6, 16, 100.0).repeat(2, 1)[None])[0, :, 0]
+    products = turned[:6] @ turned[6:].T
+    assert torch.allclose(products.diagonal(1), products[0, 1].expand(5), atol=1e-4)
+
+
+@given(st.integers(1, 80), st.integers(1, 400))
+@settings(deadline=None)
+def test_cosine_schedule_adds_up(steps, tokens):
+    counts = cosine_step(steps, tokens)
+    assert sum(counts) == tokens and min(counts) >= 1
+    assert len(counts) == min(steps, tokens)
+
+
+def test_cosine_schedule_is_slow_first():
+    counts = cosine_step(16, 256)
+    assert counts[0] <= 2 and counts[-1] > 20
+
+
+def test_flow_path_goes_from_noise_to_data():
+    x, noise = torch.randn(2, 5, 4)
+    start, velocity = flow_path(x, noise, torch.zeros(5, 1))
+    end, _ = flow_path(x, noise, torch.ones(5, 1))
+    assert torch.equal(start, noise) and torch.equal(end, x)
+    assert torch.allclose(start + velocity, x, atol=1e-6)
+    times = shifted_times(10, 4.5)
+    assert times[0] == 0 and times[-1] == 1 and (times.diff() > 0).all() and times[5] < 0.25
+
+
+def test_hidden_tokens_reach_neither_z_nor_a_gradient():
+    model, (states, mask, tokens, order) = make_model(), make_inputs()
+    tokens.requires_grad_()
+    z = model.condition(states, mask, tokens, order, 5, (4, 3))
+    assert z.shape == (3, 7, 16)
+    (gradient,) = torch.autograd.grad(z.square().sum(), tokens)
+    hidden = torch.zeros(3, 12, dtype=torch.bool).scatter(1, order[:, 5:], True)
+    assert not gradient[hidden].any() and (gradient[~hidden].abs().sum(-1) > 0).all()
+    changed = torch.where(hidden[..., None], torch.randn_like(tokens), tokens)
+    assert torch.equal(model.condition(states, mask, changed, order, 5, (4, 3)), z)
+
+
+def test_padding_and_dropped_prompts_do_not_matter():
+    model, (states, mask, tokens, order) = make_model(), make_inputs()
+    z = model.condition(states, mask, tokens, order, 5, (4, 3))
+    longer = torch.cat([states, torch.randn(3, 2, 24)], 1)
+    padded = torch.cat([mask, torch.zeros(3, 2, dtype=torch.bool)], 1)
+    again = model.condition(longer, padded, tokens, order, 5, (4, 3))
+    assert torch.allclose(z, again, atol=1e-5)
+    drop = torch.tensor([True, False, True])
+    mixed = model.condition(states, mask, tokens, order, 5, (4, 3), drop)
+    other = model.condition(torch.randn_like(states), mask, tokens, order, 5, (4, 3), drop)
+    assert torch.allclose(mixed[1], z[1], atol=1e-5)
+    assert torch.allclose(mixed[[0, 2]], other[[0, 2]], atol=1e-5)
+    assert not torch.allclose(mixed[0], z[0], atol=1e-3)
+
+
+def test_target_encoder_gets_no_gradient_and_sees_all_tokens():
+    model, (states, mask, tokens, order) = make_model(), make_inputs()
+    tokens.requires_grad_()
+    target = model.target(model.encoder, states, mask, tokens, order, 5, (4, 3))
+    assert target.shape == (3, 7, 16) and not target.requires_grad
+    assert torch.allclose(target.mean(-1), torch.zeros(3, 7), atol=1e-5)
+
+
+def test_an_empty_start_and_every_size_work():
+    model = make_model()
+    for size in ((4, 3), (3, 5), (1, 1)):
+        states, mask, _, _ = make_inputs(2, size)
+        generators = [torch.Generator().manual_seed(i) for i in range(2)]
+        tokens = sample_tokens(
+            model, states, mask, size, SamplerConfig(4, 3, 2.0, 1.0, 1.0), generators
+        )
+        assert tokens.shape == (2, math.prod(size), 12) and tokens.isfinite().all()
+
+
+def test_pipeline_round_trip(tmp_path):
+    tokenizer = PatchTokenizer(4, 12)
+    tokenizer.fit([torch.rand(8, 3, 16, 16) * 2 - 1])
+    pipe = DJEPAPipeline(
+        make_model(), tokenizer, WordEncoder(16, 24), SamplerConfig(4, 3, 2.0, 0.9, 1.0)
+    )
+    pipe.save_pretrained(tmp_path / "model")
+    again = DJEPAPipeline.from_pretrained(tmp_path / "model")
+    prompts = ["a red circle", "two blue squares", "anything at all"]
+    first = pipe(prompts, width=16, height=12, seeds=[3, 4, 5]).images
+    second = again(prompts, width=16, height=12, seeds=[3, 4, 5], batch_size=2).images
+    assert [image.size for image in first] == [(16, 12)] * 3
+    assert [image.tobytes() for image in first] == [image.tobytes() for image in second]
+    assert first[0].tobytes() != pipe(prompts[:1], 16, 12, seeds=[9]).images[0].tobytes()
+
+
+def test_bad_calls_are_said_in_a_sentence(tmp_path):
+    tokenizer = PatchTokenizer(4, 12)
+    pipe = DJEPAPipeline(
+        make_model(), tokenizer, WordEncoder(16, 24), SamplerConfig(4, 3, 2.0, 0.9, 1.0)
+    )
+    with pytest.raises(UserError, match="multiples of 4"):
+        pipe(["x"], width=30, height=32)
+    with pytest.raises(UserError, match="no setting speed"):
+        pipe(["x"], speed=3)
+    with pytest.raises(UserError, match="as many seeds"):
+        pipe(["x"], seeds=[1, 2])
+    with pytest.raises(UserError, match=r"model_index\.json"):
+        DJEPAPipeline.from_pretrained(tmp_path)
+    pipe.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "transformer" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="do not fit"):
+        DJEPAPipeline.from_pretrained(tmp_path / "model")

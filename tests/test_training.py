@@ -1,0 +1,184 @@
+import json
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from components.errors import UserError
+from components.files import write_json
+from components.model import DJEPAPipeline
+from components.tokens.encode import encode
+from components.tokens.encoded import EncodedSet
+from components.tracking import Tracker
+from components.training import phases
+from components.training.checkpoint import Training
+from components.training.losses import draw_for, flow_error, losses, truncated_normal
+from components.training.optim import orthogonalise, rate_at
+from components.training.parallel import Workers
+from components.training.phases import train_phase
+from tests.tiny_curated import tiny_params, write_curated
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("training")
+    params = tiny_params()
+    params["model"]["encode"]["most_cropped"] = 0.12
+    encode(write_curated(folder / "curated"), folder / "encoded", params, Tracker())
+    return folder / "encoded"
+
+
+def train(encoded, out, name="phase1", params=None, init=None, critic=None, tracker=None):
+    train_phase(
+        name,
+        encoded,
+        init,
+        critic,
+        out / "models" / name,
+        out / "states" / name,
+        out / f"{name}.json",
+        out / "resume" / name,
+        params or tiny_params(),
+        tracker or Tracker(),
+    )
+    return json.loads((out / f"{name}.json").read_text())
+
+
+class Kill(BaseException):
+    """Stands for a signal: nothing in the program catches it."""
+
+
+def test_phases_train_save_and_draw(encoded, tmp_path):
+    kept = []
+
+    class Keeper(Tracker):
+        def log_metrics(self, metrics, step=None, images=None):
+            kept.append((step, images, metrics))
+
+        def log_artifact(self, path, folder=None):
+            assert path.stat().st_size > 1000
+            kept.append((path.name, folder))
+
+    first = train(encoded, tmp_path, tracker=Keeper())
+    assert first["images"] >= 96 and first["final"]["loss"] > 0
+    assert sum(first["sampling"]["rungs"].values()) == first["images"]
+    assert len([k for k in kept if k[0] and "train/flow" in k[-1]]) == 4
+    assert any(k[0] and str(k[0]).startswith("phase1-step-") and k[1] == "samples" for k in kept)
+    assert not (tmp_path / "resume").joinpath("phase1").exists()
+
+    keys = pd.read_parquet(encoded / "index.parquet")["key"]
+    critic = tmp_path / "critic"
+    critic.mkdir()
+    scores = [0.9 if i % 2 else 0.1 for i in range(len(keys))]
+    pd.DataFrame({"key": keys, "score": scores}).to_parquet(critic / "scores.parquet")
+    write_json(critic / "config.json", {"drops": True})
+    second = train(
+        encoded, tmp_path, "phase2", init=tmp_path / "states" / "phase1", critic=critic
+    )
+    assert second["images_total"] == first["images"] + second["images"]
+    assert second["dropped_by_critic"] > 0.2
+    pipe = DJEPAPipeline.from_pretrained(tmp_path / "models" / "phase2")
+    for size in ((24, 24), (32, 24)):
+        image = pipe(["a photo of a red circle"], width=size[0], height=size[1]).images[0]
+        assert image.size == size
+
+
+@pytest.mark.parametrize("killed_after", [1, 5])
+def test_kill_and_resume_give_the_same_weights(encoded, tmp_path, monkeypatch, killed_after):
+    train(encoded, tmp_path / "whole")
+    params = tiny_params()
+    params["training"]["snapshot_seconds"] = 0
+    save, saves = phases.Snapshots.save, []
+
+    def save_and_die(self, training):
+        save(self, training)
+        saves.append(training.step)
+        if len(saves) == killed_after:
+            raise Kill
+
+    with monkeypatch.context() as patch:
+        patch.setattr(phases.Snapshots, "save", save_and_die)
+        with pytest.raises(Kill):
+            train(encoded, tmp_path / "broken", params=params)
+    train(encoded, tmp_path / "broken", params=params)
+    for name in ("model", "ema", "target", "optimizer"):
+        whole, broken = (
+            load_file(tmp_path / which / "states" / "phase1" / f"{name}.safetensors")
+            for which in ("whole", "broken")
+        )
+        assert whole.keys() == broken.keys()
+        assert all(torch.equal(whole[key], broken[key]) for key in whole), name
+
+
+def test_workers_give_the_gradient_of_the_mean():
+    layer = torch.nn.Linear(4, 1)
+    parts = list(torch.randn(2, 8, 4))
+
+    def loss(part):
+        value = layer(part).square().mean()
+        return value, value.item()
+
+    gradients = []
+    for count in (1, 2):
+        with Workers(count) as workers:
+            said = workers.gradients(loss, parts, list(layer.parameters()))
+        gradients.append([p.grad for p in layer.parameters()])
+    assert len(said) == 2
+    layer.zero_grad()
+    layer(torch.cat(parts)).square().mean().backward()
+    for one, two, p in zip(*gradients, layer.parameters(), strict=True):
+        assert torch.equal(one, two) and torch.allclose(one, p.grad, atol=1e-6)
+
+
+def test_losses_reach_the_model_and_not_the_target_encoder(encoded):
+    params, data = tiny_params(), EncodedSet.open(encoded)
+    training = Training.fresh(params, data)
+    training.target.requires_grad_(True)
+    ids = data.rows("24x16")[:4]
+    latents, (states, mask) = data.latents("24x16", ids), data.text(ids)
+    tokens = latents.flatten(2).transpose(1, 2)
+    draw = draw_for(tokens, params["training"], torch.Generator().manual_seed(0))
+    flow, jepa = losses(training.model, training.target, tokens, states, mask, (6, 4), draw)
+    (flow + jepa).backward()
+    assert all(p.grad is None for p in training.target.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in training.model.parameters())
+    error = flow_error(
+        training.model, latents, states, mask, draw.order, draw.visible, draw.t, draw.noise
+    )
+    assert error.shape == (4,)
+    if not draw.drop.any():
+        assert float(error.mean()) == pytest.approx(float(flow), rel=1e-4)
+
+
+def test_orthogonalise_flattens_the_singular_values():
+    for shape in ((24, 24), (24, 96), (96, 24)):
+        matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+        values = torch.linalg.svdvals(orthogonalise(matrices))
+        assert values.max() < 1.4 and values.median() > 0.6
+
+
+def test_rate_goes_up_stays_and_goes_down_to_zero():
+    rates = [rate_at(i / 100, 0.1, 0.3) for i in range(101)]
+    assert rates[0] < 0.05 and rates[20] == rates[60] == 1 and rates[100] == 0
+    assert sorted(rates[:11]) == rates[:11] and sorted(rates[70:], reverse=True) == rates[70:]
+
+
+def test_mask_ratio_is_cut_to_its_bounds():
+    g = torch.Generator().manual_seed(0)
+    ratios = [truncated_normal(1.0, 0.25, 0.5, 1.0, g) for _ in range(500)]
+    assert min(ratios) >= 0.5 and max(ratios) <= 1 and sum(r > 0.75 for r in ratios) > 300
+
+
+def test_bad_input_is_said_in_a_sentence(encoded, tmp_path):
+    params = tiny_params()
+    params["training"]["optimizer"]["muon_rate"] = 1e20
+    params["training"]["optimizer"]["adam_rate"] = 1e20
+    with pytest.raises(UserError, match="diverged"):
+        train(encoded, tmp_path / "a", params=params)
+    params = tiny_params()
+    params["model"]["network"]["width"] = 18
+    with pytest.raises(UserError, match="width 18"):
+        train(encoded, tmp_path / "b", params=params)
+    with pytest.raises(UserError, match="states"):
+        train(encoded, tmp_path / "c", init=tmp_path / "states")
