@@ -116,11 +116,14 @@ def _references(
     table.to_parquet(folder / "references.parquet", index=False)
     _grid(folder / "grid.png", table, images)
 
+    # Only samples that reach a rung have latents, and are ever trained on.
+    usable = np.unique(np.concatenate([encoded.rows(rung) for rung in encoded.rungs]))
     index, similarity = retrieve(
         describe.texts(pipe, [m["prompt"] for m in prompts]),
-        describe.captions(encoded),
+        describe.captions(encoded, usable),
         int(settings["retrieved"]),
     )
+    index = usable[index]
     ids, row = np.unique(index, return_inverse=True)
     keys = encoded.index["key"].astype(str).to_numpy()
     pd.DataFrame(
