@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from components.curation.shards import write_shard
 from components.errors import UserError
+from components.feedback import pairs
 from components.feedback.critic import critic
 from components.feedback.pictures import Judged
 from components.feedback.references import references
@@ -252,7 +253,7 @@ def with_pairs(params, monkeypatch):
                 image = Image.fromarray(draw_scene(scene, 16, 16, rng) if k == 0 else noise)
                 yield Judged(i, metadata, 2 * i + k, image, k == 0, "noise", 1.0 - k)
 
-    monkeypatch.setattr(preference, "draw_and_judge", judged)
+    monkeypatch.setattr(pairs, "draw_and_judge", judged)
 
 
 def test_dpo_writes_a_model_that_draws_a_state_and_its_pairs(made, params, tmp_path, with_pairs):
@@ -286,7 +287,7 @@ def test_dpo_goes_on_without_drawing_its_pairs_again(
     with pytest.raises(KeyboardInterrupt):
         run_dpo(made, tmp_path / "cut", params, tmp_path / "resume")
     monkeypatch.setattr(preference.Tuning, "_train_step", step)
-    monkeypatch.setattr(preference, "draw_and_judge", None)
+    monkeypatch.setattr(pairs, "draw_and_judge", None)
     run_dpo(made, tmp_path / "cut", params, tmp_path / "resume")
     whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all((cut[k] == v).all() for k, v in whole.items())

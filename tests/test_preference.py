@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from components.feedback.pairs import draw_pairs, make_pairs, split
+from components.feedback.pairs import PairSet, draw_pairs, make_pairs, split
 from components.feedback.pictures import Judged, clause_share, cover
 from components.model.djepa import DJEPA, DJEPAConfig
 from components.tracking import Tracker
-from components.training.preference import PairSet, Tuning, dpo_loss
+from components.training.preference import Tuning, dpo_loss
 
 ERRORS = st.lists(st.floats(0, 4), min_size=4, max_size=4)
 
