@@ -1,0 +1,1 @@
+"""Scoring: detectors, GenEval, win rate, report."""

@@ -1,17 +1,26 @@
-"""GenEval's official rules on detections."""
+"""GenEval's official rules, on detections (djghosh13/geneval; see also arXiv 2310.11513)."""
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 Box = tuple[float, float, float, float]
+# The official evaluator's constants: part of the metric, not settings.
+SCORE_THRESHOLD = 0.3
+COUNTING_THRESHOLD = 0.9
+MAX_OBJECTS = 16
 POSITION_THRESHOLD = 0.1
 
 
-def relative_position(a: Box, b: Box) -> set[str]:
+def relative_position(a: Sequence[float], b: Sequence[float]) -> set[str]:
     """Relations that hold of A to B, by GenEval's rule; two may hold, or none.
 
     offset = centre A − centre B; revised = sign · max(|offset| − 0.1 · (size A + size B), 0)
     per axis; (dx, dy) = revised / ‖offset‖; left dx < −0.5, right dx > 0.5, above dy < −0.5,
     below dy > 0.5.
+
+    Args:
+        a, b: boxes; x1, y1, x2, y2 come first, further entries are ignored.
     """
     offset = [(a[i] + a[i + 2] - b[i] - b[i + 2]) / 2 for i in (0, 1)]
     revised = []
@@ -32,3 +41,71 @@ def relative_position(a: Box, b: Box) -> set[str]:
     if dy > 0.5:
         found.add("below")
     return found
+
+
+def found(metadata: Mapping[str, Any], detections: Mapping[str, Sequence[Sequence[Any]]]) -> dict:
+    """The detections that count: score above the task's threshold, 16 a class, best first."""
+    counting = metadata.get("tag") == "counting"
+    threshold = COUNTING_THRESHOLD if counting else SCORE_THRESHOLD
+    kept = {}
+    for name, items in detections.items():
+        best = sorted((i for i in items if i[4] > threshold), key=lambda i: -i[4])[:MAX_OBJECTS]
+        if best:
+            kept[name] = best
+    return kept
+
+
+def clauses(
+    metadata: Mapping[str, Any], detections: Mapping[str, Sequence[Sequence[Any]]]
+) -> list[tuple[bool, str]]:
+    """Each include and exclude clause of a prompt: met or not, and why not.
+
+    An include takes the top `count` of its class, fewer fails; with a colour all of those must
+    have it; position is checked only if colour passed; an exclude fails when the number found
+    is at least its count.
+    """
+    objects = found(metadata, detections)
+    results: list[tuple[bool, str]] = []
+    groups: list[list[Sequence[Any]] | None] = []
+    for clause in metadata.get("include", []):
+        name, count = clause["class"], clause["count"]
+        group = objects.get(name, [])[:count]
+        reason = ""
+        if len(group) < count:
+            reason = f"expected {name}>={count}, found {len(group)}"
+        elif "color" in clause:
+            right = sum(item[5] == clause["color"] for item in group)
+            if right < count:
+                seen = ", ".join(sorted({item[5] or "none" for item in group}))
+                reason = f"expected {clause['color']} {name}>={count}, found {right} ({seen})"
+        if not reason and "position" in clause:
+            relation, index = clause["position"]
+            target = groups[index] if index < len(groups) else None
+            if target is None:
+                reason = f"no target for {name} to be {relation}"
+            elif any(relation not in relative_position(a, b) for a in group for b in target):
+                held = relative_position(group[0], target[0])
+                reason = (
+                    f"expected {name} {relation} target, found {' and '.join(held) or 'neither'}"
+                )
+        groups.append(None if reason else group)
+        results.append((not reason, reason))
+    for clause in metadata.get("exclude", []):
+        name, count = clause["class"], clause["count"]
+        number = len(objects.get(name, []))
+        reason = f"expected {name}<{count}, found {number}" if number >= count else ""
+        results.append((not reason, reason))
+    return results
+
+
+def score_image(
+    metadata: Mapping[str, Any], detections: Mapping[str, Sequence[Sequence[Any]]]
+) -> tuple[bool, str]:
+    """Whether a picture is right by GenEval's rules, and the reasons why not, one a line.
+
+    Args:
+        metadata: a line of metadata.jsonl.
+        detections: class → [[x1, y1, x2, y2, score, colour], …]; boxes in pixels, any order.
+    """
+    results = clauses(metadata, detections)
+    return all(met for met, _ in results), "\n".join(reason for met, reason in results if not met)

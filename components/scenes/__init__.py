@@ -1,0 +1,1 @@
+"""The embedded world: scenes with captions and exact ground truth."""

@@ -124,14 +124,17 @@ class World:
 
     def _zipf(self, rng: np.random.Generator, items: list[Any], n: int = 1) -> list[Any]:
         """`n` different items, the i-th with a weight of i^-zipf."""
-        weights = np.array([(i + 1) ** -float(self.data["zipf"]) for i in range(len(items))])
-        chosen = rng.choice(len(items), size=n, replace=False, p=weights / weights.sum())
-        return [items[int(i)] for i in chosen]
+        weights = [(i + 1) ** -float(self.data["zipf"]) for i in range(len(items))]
+        chosen = []
+        for _ in range(n):
+            i = _weighted(rng, weights)
+            chosen.append(items[i])
+            weights[i] = 0.0
+        return chosen
 
     def _sample_metadata(self, rng: np.random.Generator) -> Metadata:
         names = list(self.data["tasks"])
-        shares = np.array([float(self.data["tasks"][name]) for name in names])
-        task = names[int(rng.choice(len(names), p=shares / shares.sum()))]
+        task = names[_weighted(rng, [float(self.data["tasks"][name]) for name in names])]
         colors = list(self.colors)
         while True:
             if task in ("two_object", "position", "color_attr"):
@@ -175,11 +178,16 @@ class World:
                 `two_object` never shows a held-out colour or arrangement.
         """
         names = list(self.data["sources"])
-        shares = np.array([float(self.data["sources"][n]["share"]) for n in names])
-        source = names[int(rng.choice(len(names), p=shares / shares.sum()))]
+        source = names[_weighted(rng, [float(self.data["sources"][n]["share"]) for n in names])]
         for attempt in range(10_000):
+            if attempt % 20 == 0:
+                # One colour for all of a clause: three circles are three alike.
+                colors = [
+                    c.get("color") or self._zipf(rng, list(self.colors))[0]
+                    for c in metadata["include"]
+                ]
             # A crowded scene that does not fit is tried again a little smaller.
-            objects = self._objects(metadata, rng, aspect, shrink=0.98 ** (attempt // 20))
+            objects = self._place(metadata, colors, rng, aspect, 0.98 ** (attempt // 20))
             if objects is None:
                 continue
             scene = Scene(metadata, objects, aspect, source, self.data["sources"][source])
@@ -190,8 +198,13 @@ class World:
             "data.margin in params/data smaller, or hold out fewer combinations."
         )
 
-    def _objects(
-        self, metadata: Metadata, rng: np.random.Generator, aspect: float, shrink: float
+    def _place(
+        self,
+        metadata: Metadata,
+        colors: list[str],
+        rng: np.random.Generator,
+        aspect: float,
+        shrink: float,
     ) -> tuple[SceneObject, ...] | None:
         total = sum(clause["count"] for clause in metadata["include"])
         low, high = self.data["size"][str(total) if str(total) in self.data["size"] else total]
@@ -199,15 +212,14 @@ class World:
         span_x, span_y = max(aspect, 1.0), max(1 / aspect, 1.0)
         placed: list[SceneObject] = []
         groups: list[list[SceneObject]] = []
-        for clause in metadata["include"]:
+        for clause, color in zip(metadata["include"], colors, strict=True):
             group: list[SceneObject] = []
-            # One colour for all of a clause: three circles are three alike.
-            color = clause.get("color") or self._zipf(rng, list(self.colors))[0]
             for _ in range(clause["count"]):
-                size = rng.uniform(low, high) * shrink
-                w, h = (side * size / 2 for side in BOX[clause["class"]])
-                x = rng.uniform(margin + w, span_x - margin - w)
-                y = rng.uniform(margin + h, span_y - margin - h)
+                at_size, at_x, at_y = rng.random(3)
+                size = (low + (high - low) * at_size) * shrink
+                w, h = (margin + side * size / 2 for side in BOX[clause["class"]])
+                x = w + (span_x - 2 * w) * at_x
+                y = h + (span_y - 2 * h) * at_y
                 thing = SceneObject(clause["class"], color, self.colors[color], x, y, size)
                 if any(_too_near(thing.box(), other.box(), gap) for other in placed):
                     return None
@@ -262,6 +274,16 @@ class World:
     def training_prompts(self) -> list[Metadata]:
         """Every prompt that training, references and preference pairs may use."""
         return [m for task in tasks.TASKS for m in self.prompts("seen", task)]
+
+
+def _weighted(rng: np.random.Generator, weights: list[float]) -> int:
+    """An index, drawn in proportion to the weights."""
+    at = rng.random() * sum(weights)
+    for i, weight in enumerate(weights):
+        at -= weight
+        if at < 0:
+            return i
+    return max(i for i, weight in enumerate(weights) if weight > 0)
 
 
 def _too_near(a: Box, b: Box, gap: float) -> bool:

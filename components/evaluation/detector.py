@@ -1,0 +1,220 @@
+"""The embedded world's detector: segments by colour, then fits each shape to each blob.
+
+Background: a plane a channel, fitted robustly. Foreground: pixels moved at least half way from
+the background towards a colour of the world. Class: the shape whose own drawing, placed by the
+blob's moments, agrees best with the blob; `none of them` competes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+from components.errors import UserError
+from components.scenes.draw import draw_scene
+from components.scenes.shapes import BOX, coverage
+from components.scenes.world import Box, World
+
+Array = NDArray[np.float64]
+Detections = dict[str, list[list[Any]]]
+
+
+class Detector(Protocol):
+    """Finds objects in a picture."""
+
+    def detect(self, image: Image.Image) -> Detections:
+        """Class → [[x1, y1, x2, y2, score in 0…1, colour name or ""], …], best first, pixels."""
+
+
+@dataclass(frozen=True)
+class Blob:
+    """One connected patch of foreground.
+
+    shape: the best class. score: its probability, 0…1. fit: overlap with its ideal drawing, 0…1.
+    """
+
+    shape: str
+    score: float
+    fit: float
+    color: str
+    box: Box
+
+
+class SceneDetector:
+    """Detects the shapes and colours of a world; its thresholds are `evaluation.detector`.
+
+    Args:
+        world: knows the classes and colours.
+        settings: `contrast` (least share of the way from background to a colour), `cosine` (least
+            agreement with a colour's direction), `purity` (least share of one colour in a blob),
+            `min_area` (share of the shorter side squared), `temperature` and `none` (of the
+            choice among shapes: unit 1 − overlap), `aspect` (cost of a wrong aspect ratio).
+    """
+
+    def __init__(self, world: World, settings: Mapping[str, float]) -> None:
+        self.world = world
+        self.settings = settings
+        self.shapes = world.shapes
+        self.color_names = list(world.colors)
+        self.palette = np.array([world.colors[name] for name in self.color_names], dtype=float)
+
+    def detect(self, image: Image.Image) -> Detections:
+        """See `Detector`. A blob is given to its best class alone."""
+        found: Detections = {}
+        for blob in sorted(self.blobs(image), key=lambda b: -b.score):
+            found.setdefault(blob.shape, []).append([*blob.box, blob.score, blob.color])
+        return found
+
+    def blobs(self, image: Image.Image) -> list[Blob]:
+        """Every patch of foreground, those that look like no shape (low score) included."""
+        pixels = np.asarray(image.convert("RGB"), dtype=float)
+        alpha, color = self._foreground(pixels)
+        labels, n = ndimage.label(alpha > self.settings["contrast"])
+        least = self.settings["min_area"] * min(pixels.shape[:2]) ** 2
+        blobs = []
+        for i, window in enumerate(ndimage.find_objects(labels, n), start=1):
+            mask = labels[window] == i
+            if mask.sum() < least:
+                continue
+            votes = np.bincount(color[window][mask], minlength=len(self.palette))
+            if votes.max() >= self.settings["purity"] * mask.sum():
+                blobs.append(self._classify(alpha, labels == i, window, int(votes.argmax())))
+                continue
+            # Two colours: things that touch, told apart by colour.
+            for c in np.flatnonzero(votes >= least):
+                parts, m = ndimage.label((labels == i) & (color == c))
+                for j, part in enumerate(ndimage.find_objects(parts, m), start=1):
+                    if (parts[part] == j).sum() >= least:
+                        blobs.append(self._classify(alpha, parts == j, part, int(c)))
+        return blobs
+
+    def _foreground(self, pixels: Array) -> tuple[Array, NDArray[np.int64]]:
+        """Share of the way from the background to the nearest colour, and which colour."""
+        away = pixels - _background(pixels)  # H W 3
+        to = self.palette - (pixels - away).mean((0, 1))  # C 3, from the mean background
+        length = np.sqrt((to**2).sum(-1))
+        along = away @ (to / length[:, None]).T  # H W C
+        norm = np.sqrt((away**2).sum(-1))
+        color = along.argmax(-1)
+        best = np.take_along_axis(along, color[..., None], -1)[..., 0]
+        alpha = np.clip(best / length[color], 0, 1)
+        alpha[best < self.settings["cosine"] * norm] = 0
+        return alpha, color
+
+    def _classify(
+        self, alpha: Array, mask: NDArray[np.bool_], window: tuple[slice, ...], color: int
+    ) -> Blob:
+        # One pixel more on each side: the soft edge belongs to the blob.
+        rows = slice(max(window[0].start - 1, 0), window[0].stop + 1)
+        cols = slice(max(window[1].start - 1, 0), window[1].stop + 1)
+        near = ndimage.binary_dilation(mask[rows, cols])
+        patch = np.where(near, alpha[rows, cols], 0.0)
+        patch = np.clip(patch / np.quantile(patch[mask[rows, cols]], 0.75), 0, 1)
+        fits = {shape: self._fit(shape, patch) for shape in self.shapes}
+        costs = np.array([cost for cost, _, _ in fits.values()] + [self.settings["none"]])
+        chance = np.exp(-(costs - costs.min()) / self.settings["temperature"])
+        chance /= chance.sum()
+        best = int(costs[:-1].argmin())
+        _, overlap, (x1, y1, x2, y2) = fits[self.shapes[best]]
+        dx, dy = cols.start, rows.start
+        return Blob(
+            self.shapes[best],
+            float(chance[best]),
+            float(overlap),
+            self.color_names[color],
+            (x1 + dx, y1 + dy, x2 + dx, y2 + dy),
+        )
+
+    def _fit(self, shape: str, patch: Array) -> tuple[float, float, Box]:
+        """Cost, overlap and box of `shape` when its moments are the patch's."""
+        height, width = patch.shape
+        x, y, sx, sy = _moments(patch)
+        mx, my, ux, uy = self._unit_moments[shape]
+        w, h = sx / ux, sy / uy
+        box = (x - mx * w, y - my * h, x - mx * w + w, y - my * h + h)
+        drawn = coverage(shape, box, width, height)
+        overlap = np.minimum(drawn, patch).sum() / np.maximum(drawn, patch).sum()
+        nominal = BOX[shape][0] / BOX[shape][1]
+        wrong = max(abs(np.log(w / h / nominal)) - 0.1, 0.0)
+        return 1 - overlap + self.settings["aspect"] * wrong, float(overlap), box
+
+    @cached_property
+    def _unit_moments(self) -> dict[str, tuple[float, float, float, float]]:
+        """Mean and deviation of each shape, in units of its box from the top left."""
+        side = 400
+        return {
+            shape: tuple(
+                v / side for v in _moments(coverage(shape, (0, 0, side, side), side, side))
+            )
+            for shape in self.shapes
+        }  # type: ignore[return-value]
+
+
+def _moments(patch: Array) -> tuple[float, float, float, float]:
+    """Mean x, mean y, deviation x, deviation y of a patch's mass, in pixels."""
+    height, width = patch.shape
+    columns, rows = patch.sum(0), patch.sum(1)
+    mass = patch.sum()
+    xs, ys = np.arange(width) + 0.5, np.arange(height) + 0.5
+    x, y = float((columns * xs).sum() / mass), float((rows * ys).sum() / mass)
+    sx = float(np.sqrt((columns * (xs - x) ** 2).sum() / mass))
+    sy = float(np.sqrt((rows * (ys - y) ** 2).sum() / mass))
+    return x, y, max(sx, 0.3), max(sy, 0.3)
+
+
+def _background(pixels: Array) -> Array:
+    """A plane for each channel, fitted to the pixels near it; starts from the border's median."""
+    height, width = pixels.shape[:2]
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    x = np.arange(width) / width - 0.5
+    y = np.arange(height) / height - 0.5
+    basis = np.stack(
+        [np.ones((height, width)), np.tile(x, (height, 1)), np.tile(y[:, None], (1, width))], -1
+    ).reshape(-1, 3)
+    flat = pixels.reshape(-1, 3)
+    plane = np.tile(np.median(border, axis=0), (height * width, 1))
+    for reach in (48.0, 32.0, 24.0):
+        inside = ((flat - plane) ** 2).sum(-1) < reach**2
+        if inside.sum() < 0.1 * len(flat):
+            break
+        a = basis[inside]
+        plane = basis @ np.linalg.solve(a.T @ a + 1e-6 * np.eye(3), a.T @ flat[inside])
+    return plane.reshape(pixels.shape)
+
+
+def self_test(world: World, detector: Detector, width: int, height: int) -> None:
+    """Detect known scenes at the size that is to be scored; refuse when answers are wrong.
+
+    Every shape in every colour, and every count of the world, drawn by the renderer; a blank
+    picture must give nothing.
+
+    Raises:
+        UserError: below 95 % right, with an example.
+    """
+    from components.evaluation.geneval import found
+
+    rng = np.random.default_rng(0)
+    prompts = [m for task in ("colors", "counting") for m in world.all_prompts(task)]
+    wrong = []
+    for metadata in prompts:
+        scene = world.scene_for(metadata, rng, aspect=width / height)
+        picture = Image.fromarray(draw_scene(scene, width, height, rng))
+        objects = found(metadata, detector.detect(picture))
+        seen = sorted((name, item[5]) for name, items in objects.items() for item in items)
+        if seen != sorted((o.shape, o.color) for o in scene.objects):
+            wrong.append(f"'{scene.caption}' was seen as {seen}")
+    blank = detector.detect(Image.new("RGB", (width, height), (128, 128, 128)))
+    if blank:
+        wrong.append("a blank picture was seen as " + ", ".join(blank))
+    if len(wrong) > 0.05 * len(prompts) or blank:
+        raise UserError(
+            f"The detector failed its self-test at {width}x{height} on {len(wrong)} of "
+            f"{len(prompts) + 1} known pictures (e.g. {wrong[0]}); no score is reported. Check "
+            "evaluation.detector in params/evaluation and the shapes, colours and sizes in "
+            "params/data."
+        )
