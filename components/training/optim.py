@@ -15,13 +15,18 @@ from torch import Tensor, nn
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     """Newton–Schulz iteration: (M, r, c) to nearly orthogonal matrices, M at once.
 
-    Each step multiplies X by p(XXᵀ) = aI + bXXᵀ + c(XXᵀ)². All these factors commute, so the
-    steps are done on the small r×r Gram matrix and X is multiplied once, at the end.
+    Each step multiplies X by p(XXᵀ) = aI + bXXᵀ + c(XXᵀ)². All these factors commute, so for a
+    long matrix the steps are done on the small r×r Gram matrix and X is multiplied once.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.transpose(-2, -1) if tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    if x.shape[-1] < 2 * x.shape[-2]:
+        for _ in range(steps):
+            gram = x @ x.transpose(-2, -1)
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        return x.transpose(-2, -1) if tall else x
     gram = x @ x.transpose(-2, -1)
     identity = torch.eye(gram.shape[-1], device=x.device, dtype=x.dtype)
     total = None
