@@ -16,14 +16,14 @@ import yaml
 
 from components.compose import load
 from components.errors import UserError
-from components.files import hash_of
+from components.files import hash_of, read_json, write_json
 from components.home import djepa_home
 from components.tracking import Tracker, complete_parent, remember, stage_run
 
 CURATED, ENCODED = Path("curated"), Path("encoded")
 MODELS, STATES, METRICS = Path("models"), Path("states"), Path("metrics")
 REFERENCES, CRITICS, SAMPLES = Path("references"), Path("critics"), Path("samples")
-REPORTS, PLOTS = Path("reports"), Path("plots")
+REPORTS, PLOTS, LABELS = Path("reports"), Path("plots"), Path("labels")
 
 
 @dataclass
@@ -63,7 +63,8 @@ def _encode(call: Call) -> Path:
     from components.tokens.encode import encode
 
     metrics = METRICS / "encode.json"
-    encode(CURATED, ENCODED, metrics, call.params, call.tracker)
+    encode(CURATED, ENCODED, call.params, call.tracker)
+    write_json(metrics, read_json(ENCODED / "summary.json"))
     return metrics
 
 
@@ -111,8 +112,8 @@ def _critic(call: Call) -> Path:
     critic(
         REFERENCES / call.key,
         CURATED,
-        ENCODED,
         None if before == "none" else CRITICS / before,
+        LABELS / f"{call.key}.jsonl",
         CRITICS / call.key,
         metrics,
         call.key,
@@ -196,6 +197,7 @@ def section(stage: str, params: Mapping[str, Any]) -> dict[str, Any]:
     """The part of params.yaml that dvc.yaml lists as the stage's parameters."""
     part: dict[str, Any] = {}
     for name in definition(stage).get("params", []):
+        name = name.replace("${key}", stage.partition("@")[2])
         value: Any = params
         for step in name.split("."):
             value = value[step]

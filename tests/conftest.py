@@ -71,6 +71,7 @@ def make_checkout(root: Path) -> Checkout:
         "GIT_COMMITTER_NAME": "test",
         "GIT_COMMITTER_EMAIL": "test@example.org",
     }
+    (root / ".djepa" / "prefect").mkdir(parents=True)
     checkout = Checkout(root, environment)
     checkout.ok("git", "init", "-q", "-b", "main")
     checkout.ok("git", "add", "-A")

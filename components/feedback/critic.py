@@ -31,6 +31,7 @@ def critic(
     previous: Path | None,
     labels: Path,
     out: Path,
+    metrics_out: Path,
     round_name: str,
     params: dict[str, Any],
     tracker: Tracker,
@@ -40,9 +41,10 @@ def critic(
     `references` is what `references.references` wrote, `previous` the critics folder of the
     round before or None, `labels` the JSON lines of human labels (read only if the round's
     labels are human). Writes into `out` critic.safetensors, config.json, scores.parquet
-    (key, score), report.json and critic.png; returns the report. With `feedback.critic:
-    none` an empty set. When the labels are all of one class or too few, every score is the
-    share of positive labels, config.json says `drops: false` and why, and nothing is dropped.
+    (key, score), report.json and critic.png; returns the report, also in `metrics_out`. With
+    `feedback.critic: none` an empty set. When the labels are all of one class or too few,
+    every score is the share of positive labels, config.json says `drops: false` and why, and
+    nothing is dropped.
     """
     feedback = params["feedback"]
     with atomic_folder(out) as folder:
@@ -72,6 +74,7 @@ def critic(
                 "in params/feedback/default.yaml."
             )
         write_json(folder / "report.json", report)
+    write_json(Path(metrics_out), report)
     return report
 
 

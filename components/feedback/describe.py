@@ -33,10 +33,9 @@ def texts(pipe: Any, prompts: Sequence[str]) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def captions(encoded: Any) -> np.ndarray:
-    """Vectors (n, E) of the captions of an EncodedSet, from its cached states."""
-    n = len(encoded.index)
-    parts = [mean_state(*encoded.text(np.arange(i, min(i + BATCH, n)))) for i in range(0, n, BATCH)]
+def captions(encoded: Any, ids: np.ndarray) -> np.ndarray:
+    """Vectors (m, E) of the captions of an EncodedSet's samples, from its cached states."""
+    parts = [mean_state(*encoded.text(ids[i : i + BATCH])) for i in range(0, len(ids), BATCH)]
     return np.concatenate(parts)
 
 

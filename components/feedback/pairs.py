@@ -7,11 +7,22 @@ for these.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from components.feedback.pictures import Judged
-from components.files import atomic_file
+from components.feedback.describe import encode_images
+from components.feedback.pictures import Judged, cover, draw_and_judge, training_prompts
+from components.files import atomic_file, atomic_folder, read_json, write_json
+from components.model import DJEPAPipeline
+from components.model.djepa import DJEPA
+from components.scenes.world import World
+from components.tokens.encoded import EncodedSet
+from components.training.losses import Draw, draw_for, flow_error
 
 
 @dataclass
@@ -87,3 +98,108 @@ def draw_pairs(out: Path, pairs: Sequence[Pair], most: int = 16) -> None:
     with atomic_file(out) as temporary:
         figure.savefig(temporary, format="png")
     pyplot.close(figure)
+
+
+@dataclass
+class PairSet:
+    """P pairs as tensors: latents (P, C, h, w), text states (P, L, E) with mask (P, L)."""
+
+    winner: Tensor
+    loser: Tensor
+    states: Tensor
+    mask: Tensor
+    held_out: np.ndarray  # (P,) bool
+
+    def errors(self, model: DJEPA, rows: np.ndarray, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Flow errors (B,) of the winners and of the losers, on the same draw."""
+        device = next(model.parameters()).device
+        both = torch.cat([self.winner[rows], self.loser[rows]]).to(device)
+        states, mask, order, t, noise = (
+            torch.cat([x, x]).to(device)
+            for x in (self.states[rows], self.mask[rows], draw.order, draw.t, draw.noise)
+        )
+        error = flow_error(model, both, states, mask, order, draw.visible, t, noise)
+        return error[: len(rows)], error[len(rows) :]
+
+    def draw(self, rows: np.ndarray, settings: dict[str, Any], *seed: int) -> Draw:
+        """Mask, order, t and noise of these pairs; the same for the same seed."""
+        number = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1)
+        tokens = self.winner[rows].flatten(2).transpose(1, 2)
+        return draw_for(tokens, settings, torch.Generator().manual_seed(number))
+
+
+def draw_or_read(
+    folder: Path, pipe: DJEPAPipeline, encoded_dir: Path, params: dict[str, Any]
+) -> tuple[PairSet, dict[str, Any]]:
+    """Pairs of the pipeline's pictures, and their figures; by `params.dpo`.
+
+    They are kept in `folder` (pairs.parquet, pairs.png, latents.safetensors, summary.json): an
+    interrupted run that has drawn them already reads them there.
+    """
+    settings = params["dpo"]
+    if not folder.exists():
+        encoded = EncodedSet.open(encoded_dir)
+        world = World.from_params(params["data"])
+        seed = int(params["seed"])
+        # Other prompts than the references': the seed of the choice differs.
+        prompts = cover(
+            training_prompts(world), encoded.notion_names, int(settings["prompts"]), seed + 1
+        )
+        size = encoded.rungs[params["training"]["phase1"]["rungs"][0]]
+        judged = list(
+            draw_and_judge(
+                pipe,
+                world,
+                prompts,
+                int(settings["images"]),
+                size,
+                900_000_000,
+                "dpo pairs",
+                dict(settings["sampler"]),
+            )
+        )
+        found = make_pairs(judged)
+        split(found, float(settings["held_out"]), seed)
+        with atomic_folder(folder) as new:
+            _write_pairs(new, pipe, found)
+            correct = float(np.mean([p.correct for p in judged]))
+            write_json(new / "summary.json", {"pictures": len(judged), "correct": correct})
+    table = pd.read_parquet(folder / "pairs.parquet")
+    held_out = table["held_out"].to_numpy(bool)
+    summary = read_json(folder / "summary.json") | {
+        "pairs": len(table),
+        "pairs_held_out": int(held_out.sum()),
+    }
+    if table.empty:
+        empty = torch.zeros(0)
+        return PairSet(empty, empty, empty, empty, held_out), summary
+    latents = load_file(folder / "latents.safetensors")
+    states, mask = pipe.text_encoder.encode(table["prompt"].tolist())
+    return PairSet(latents["winner"], latents["loser"], states, mask, held_out), summary
+
+
+def _write_pairs(folder: Path, pipe: DJEPAPipeline, pairs: list[Pair]) -> None:
+    rows = [
+        {
+            "prompt": pair.prompt,
+            "tag": pair.winner.metadata["tag"],
+            "seed_winner": pair.winner.seed,
+            "seed_loser": pair.loser.seed,
+            "winner_correct": pair.winner.correct,
+            "loser_correct": pair.loser.correct,
+            "winner_share": pair.winner.share,
+            "loser_share": pair.loser.share,
+            "loser_reason": pair.loser.reason,
+            "held_out": pair.held_out,
+        }
+        for pair in pairs
+    ]
+    columns = list(rows[0]) if rows else ["prompt", "held_out"]
+    pd.DataFrame(rows, columns=columns).to_parquet(folder / "pairs.parquet", index=False)
+    draw_pairs(folder / "pairs.png", pairs)
+    if pairs:
+        latents = {
+            "winner": encode_images(pipe, [pair.winner.image for pair in pairs]),
+            "loser": encode_images(pipe, [pair.loser.image for pair in pairs]),
+        }
+        save_file(latents, folder / "latents.safetensors")

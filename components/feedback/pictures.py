@@ -46,15 +46,19 @@ def cover(
 ) -> list[Metadata]:
     """Choose `count` different prompts, as many of each task, that cover the notions evenly.
 
-    Task by task in turn, of a few prompts drawn at random the one whose notions (words of
-    the caption) were chosen least so far. Fewer when there are no more.
+    Task by task in turn, of a few prompts drawn at random the one whose notions were chosen
+    least so far. Fewer when there are no more.
     """
     rng = np.random.default_rng([seed, len(prompts)])
-    words = set(notions)
     left: dict[str, list[Metadata]] = {}
     for i in rng.permutation(len(prompts)):
         left.setdefault(prompts[i]["tag"], []).append(prompts[i])
-    times = dict.fromkeys(words, 0)
+    times = dict.fromkeys(notions, 0)
+
+    def among(metadata: Metadata) -> list[str]:
+        # From the beginning of a word, so that a plural counts as its noun.
+        return [word for word in times if f" {word}" in f" {metadata['prompt'].lower()}"]
+
     chosen: list[Metadata] = []
     while len(chosen) < count and left:
         for tag in sorted(left):
@@ -63,13 +67,13 @@ def cover(
             pool = left[tag][:32]
 
             def seldom(metadata: Metadata) -> float:
-                found = [times[w] for w in metadata["prompt"].lower().split() if w in words]
+                found = [times[word] for word in among(metadata)]
                 return float(np.mean(found)) if found else np.inf
 
             best = min(range(len(pool)), key=lambda i: seldom(pool[i]))
             metadata = left[tag].pop(best)
             chosen.append(metadata)
-            for word in set(metadata["prompt"].lower().split()) & words:
+            for word in among(metadata):
                 times[word] += 1
             if not left[tag]:
                 del left[tag]

@@ -23,17 +23,18 @@ def references(
     model_dir: Path,
     encoded: Path,
     out: Path,
+    metrics_out: Path,
     round_name: str,
     params: dict[str, Any],
     tracker: Tracker,
 ) -> dict[str, Any]:
-    """Draw, label and describe round `round_name`'s reference set; returns its summary.
+    """Draw, label and describe round `round_name`'s reference set; returns its figures.
 
     Writes into `out` GenEval folders (00000/metadata.jsonl, samples/0000.png …),
     references.parquet (`COLUMNS` and `row`, the row of its features), retrieved.parquet
     (prompt_index, key, text_similarity, row), features.safetensors (references, retrieved:
-    float16 (rows, D)), summary.json and grid.png (right above, wrong below). With
-    `feedback.critic: none` an empty set.
+    float16 (rows, D)) and grid.png (right above, wrong below); the figures to `metrics_out`.
+    With `feedback.critic: none` an empty set.
     """
     with atomic_folder(out) as folder:
         if params["feedback"]["critic"] == "none":
@@ -48,7 +49,7 @@ def references(
                 }
             )
             tracker.log_artifact(folder / "grid.png")
-        write_json(folder / "summary.json", summary)
+    write_json(Path(metrics_out), summary)
     return summary
 
 
@@ -115,11 +116,14 @@ def _references(
     table.to_parquet(folder / "references.parquet", index=False)
     _grid(folder / "grid.png", table, images)
 
+    # Only samples that reach a rung have latents, and are ever trained on.
+    usable = np.unique(np.concatenate([encoded.rows(rung) for rung in encoded.rungs]))
     index, similarity = retrieve(
         describe.texts(pipe, [m["prompt"] for m in prompts]),
-        describe.captions(encoded),
+        describe.captions(encoded, usable),
         int(settings["retrieved"]),
     )
+    index = usable[index]
     ids, row = np.unique(index, return_inverse=True)
     keys = encoded.index["key"].astype(str).to_numpy()
     pd.DataFrame(

@@ -8,29 +8,22 @@ goes back, before the winners themselves are drawn worse.
 
 import copy
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from components.errors import UserError
-from components.feedback import pairs as preference_pairs
-from components.feedback.describe import encode_images
-from components.feedback.pictures import cover, draw_and_judge, training_prompts
+from components.feedback.pairs import PairSet, draw_or_read
 from components.files import atomic_folder, read_json, write_json
 from components.model import DJEPAPipeline
 from components.model.djepa import DJEPA
 from components.progress import Progress
-from components.scenes.world import World
-from components.tokens.encoded import EncodedSet
 from components.tracking import Tracker
-from components.training.losses import Draw, draw_for, flow_error
 
 
 def dpo_loss(
@@ -44,34 +37,6 @@ def dpo_loss(
     """
     inside = -(beta / 2) * ((winner - loser) - (reference_winner - reference_loser))
     return -F.logsigmoid(inside).mean(), inside
-
-
-@dataclass
-class PairSet:
-    """P pairs as tensors: latents (P, C, h, w), text states (P, L, E) with mask (P, L)."""
-
-    winner: Tensor
-    loser: Tensor
-    states: Tensor
-    mask: Tensor
-    held_out: np.ndarray  # (P,) bool
-
-    def errors(self, model: DJEPA, rows: np.ndarray, draw: Draw) -> tuple[Tensor, Tensor]:
-        """Flow errors (B,) of the winners and of the losers, on the same draw."""
-        device = next(model.parameters()).device
-        both = torch.cat([self.winner[rows], self.loser[rows]]).to(device)
-        states, mask, order, t, noise = (
-            torch.cat([x, x]).to(device)
-            for x in (self.states[rows], self.mask[rows], draw.order, draw.t, draw.noise)
-        )
-        error = flow_error(model, both, states, mask, order, draw.visible, t, noise)
-        return error[: len(rows)], error[len(rows) :]
-
-    def draw(self, rows: np.ndarray, settings: dict[str, Any], *seed: int) -> Draw:
-        """Mask, order, t and noise of these pairs; the same for the same seed."""
-        number = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1)
-        tokens = self.winner[rows].flatten(2).transpose(1, 2)
-        return draw_for(tokens, settings, torch.Generator().manual_seed(number))
 
 
 def dpo(
@@ -89,12 +54,13 @@ def dpo(
 
     Writes the tuned pipeline to `model_out`, the state to `state_out` (that of `state_from`
     with the tuned weights, pairs.parquet and pairs.png) and the figures to `metrics_out`;
-    returns them. Snapshots in `resume_dir` let a killed run go on to the same weights. With
+    returns them. Snapshots in `resume_dir` let a
+    killed run go on to the same weights; they are removed at the end. With
     fewer than `dpo.least_pairs` pairs the model is copied unchanged and the figures say so.
     """
     settings = params["dpo"]
     pipe = DJEPAPipeline.from_pretrained(model_from)
-    pairs, summary = _pairs(pipe, Path(encoded), Path(resume_dir) / "pairs", params)
+    pairs, summary = draw_or_read(Path(resume_dir) / "pairs", pipe, Path(encoded), params)
     reference = pipe.transformer.eval().requires_grad_(False)
     kept = None
     if len(pairs.held_out) < int(settings["least_pairs"]):
@@ -124,80 +90,8 @@ def dpo(
         write_json(folder / "state.json", state | {"dpo_steps": figures["kept_step"]})
     tracker.log_artifact(Path(state_out) / "pairs.png")
     write_json(Path(metrics_out), figures)
+    shutil.rmtree(resume_dir, ignore_errors=True)
     return figures
-
-
-def _pairs(
-    pipe: DJEPAPipeline, encoded_dir: Path, folder: Path, params: dict[str, Any]
-) -> tuple[PairSet, dict[str, Any]]:
-    """Draw the pairs, or read them if an interrupted run has drawn them already."""
-    settings = params["dpo"]
-    if not folder.exists():
-        encoded = EncodedSet.open(encoded_dir)
-        world = World.from_params(params["data"])
-        seed = int(params["seed"])
-        # Other prompts than the references': the seed of the choice differs.
-        prompts = cover(
-            training_prompts(world), encoded.notion_names, int(settings["prompts"]), seed + 1
-        )
-        size = encoded.rungs[params["training"]["phase1"]["rungs"][0]]
-        judged = list(
-            draw_and_judge(
-                pipe,
-                world,
-                prompts,
-                int(settings["images"]),
-                size,
-                900_000_000,
-                "dpo pairs",
-                dict(settings["sampler"]),
-            )
-        )
-        found = preference_pairs.make_pairs(judged)
-        preference_pairs.split(found, float(settings["held_out"]), seed)
-        with atomic_folder(folder) as new:
-            _write_pairs(new, pipe, found)
-            correct = float(np.mean([p.correct for p in judged]))
-            write_json(new / "summary.json", {"pictures": len(judged), "correct": correct})
-    table = pd.read_parquet(folder / "pairs.parquet")
-    held_out = table["held_out"].to_numpy(bool)
-    summary = read_json(folder / "summary.json") | {
-        "pairs": len(table),
-        "pairs_held_out": int(held_out.sum()),
-    }
-    if table.empty:
-        empty = torch.zeros(0)
-        return PairSet(empty, empty, empty, empty, held_out), summary
-    latents = load_file(folder / "latents.safetensors")
-    states, mask = pipe.text_encoder.encode(table["prompt"].tolist())
-    return PairSet(latents["winner"], latents["loser"], states, mask, held_out), summary
-
-
-def _write_pairs(folder: Path, pipe: DJEPAPipeline, pairs: list[preference_pairs.Pair]) -> None:
-    rows = [
-        {
-            "prompt": pair.prompt,
-            "tag": pair.winner.metadata["tag"],
-            "seed_winner": pair.winner.seed,
-            "seed_loser": pair.loser.seed,
-            "winner_correct": pair.winner.correct,
-            "loser_correct": pair.loser.correct,
-            "winner_share": pair.winner.share,
-            "loser_share": pair.loser.share,
-            "loser_reason": pair.loser.reason,
-            "held_out": pair.held_out,
-        }
-        for pair in pairs
-    ]
-    columns = list(rows[0]) if rows else ["prompt", "held_out"]
-    pd.DataFrame(rows, columns=columns).to_parquet(folder / "pairs.parquet", index=False)
-    preference_pairs.draw_pairs(folder / "pairs.png", pairs)
-    if pairs:
-        latents = {
-            "winner": encode_images(pipe, [pair.winner.image for pair in pairs]),
-            "loser": encode_images(pipe, [pair.loser.image for pair in pairs]),
-        }
-        save_file(latents, folder / "latents.safetensors")
 
 
 class Tuning:

@@ -1,0 +1,293 @@
+"""The stages references, critic and dpo on a tiny set and a model that knows nothing."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.numpy import load_file
+from safetensors.torch import save_file
+
+from components.curation.shards import write_shard
+from components.errors import UserError
+from components.feedback import pairs
+from components.feedback.critic import critic
+from components.feedback.pictures import Judged
+from components.feedback.references import references
+from components.feedback.scores import read_scores
+from components.files import read_json, write_json
+from components.model import DJEPAPipeline
+from components.model.djepa import DJEPA, DJEPAConfig
+from components.model.sampler import SamplerConfig
+from components.scenes.draw import draw_scene
+from components.scenes.world import World
+from components.tokens.encode import encode
+from components.tokens.encoded import EncodedSet
+from components.tracking import Tracker
+from components.training import preference
+
+ROOT = Path(__file__).parents[1]
+N = 60
+
+
+@pytest.fixture(scope="module")
+def params():
+    phase = {"rungs": ["16x16"], "size": {"mean": 16, "std": 0, "low": 16, "high": 16}, "batch": 8}
+    return {
+        "seed": 0,
+        "data": yaml.safe_load((ROOT / "params/data/scenes.yaml").read_text()),
+        "curation": {"limits": {"picture_bytes": 10**7, "text_bytes": 10**5, "pixels": 10**7}},
+        "model": {
+            "tokenizer": {"patch": 4, "channels": 8},
+            "text": {"kind": "words", "length": 16, "width": 32},
+            "encode": {"most_cropped": 0.2},
+        },
+        "training": {
+            "phase1": phase,
+            "phase2": phase,
+            "mask": {"mean": 0.9, "std": 0.2, "low": 0.5, "high": 1.0},
+            "flow_samples": 1,
+            "time": {"mean": 0.0, "std": 1.0},
+            "text_drop": 0.1,
+        },
+        "feedback": {
+            "critic": "resnet18",
+            "references": {"prompts": 6, "images": 2, "retrieved": 8, "sampler": {}},
+            "similarity": {"auto": -1.0, "human": 0.5},
+            "rounds": {"r1": {"model": "phase1", "critic": "none", "labels": "auto"}},
+            "critic_training": {
+                "size": 16,
+                "epochs": 1,
+                "batch": 8,
+                "lr": 0.02,
+                "weight_decay": 0.0,
+                "crop": 0.6,
+                "held_out": 0.25,
+                "least": 8,
+                "shown": 4,
+            },
+        },
+        "dpo": {
+            "prompts": 6,
+            "images": 2,
+            "sampler": {},
+            "held_out": 0.25,
+            "least_pairs": 8,
+            "beta": 100.0,
+            "lr": 0.0003,
+            "warmup": 1,
+            "steps": 6,
+            "batch": 4,
+            "check_every": 3,
+            "check_draws": 2,
+            "enough": 2.0,
+            "winner_rise": 1.0,
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def made(params, tmp_path_factory):
+    """A folder with curated, encoded, models/phase1 and states/phase1."""
+    root = tmp_path_factory.mktemp("made")
+    world, rng = World.from_params(params["data"]), np.random.default_rng(0)
+    (root / "curated").mkdir()
+    samples, rows = [], []
+    for i in range(N):
+        scene, key, stream = world.sample_scene(rng), f"00000{i:04d}", io.BytesIO()
+        Image.fromarray(draw_scene(scene, 32, 32, rng)).save(stream, "PNG")
+        caption = scene.caption
+        members = {"png": stream.getvalue(), "txt": caption.encode(), "json": b"{}"}
+        samples.append((key, members))
+        notions = {f"notion_{w}": w in caption for w in ("red", "blue", "circle", "square")}
+        rows.append({"key": key, "shard": "00000", "caption": caption} | notions)
+    write_shard(root / "curated" / "00000.tar", samples)
+    pd.DataFrame(rows).to_parquet(root / "curated" / "manifest.parquet")
+    encode(root / "curated", root / "encoded", root / "metrics.json", params, Tracker())
+    encoded = EncodedSet.open(root / "encoded")
+    torch.manual_seed(0)
+    model = DJEPA(DJEPAConfig(8, 32, 16, 2, 1, 1, 2.0, 16, 1, 8.0, 100.0))
+    sampler = SamplerConfig(2, 2, 1.0, 1.0, 1.0)
+    pipe = DJEPAPipeline(model, encoded.tokenizer(), encoded.text_encoder(), sampler)
+    pipe.save_pretrained(root / "models" / "phase1")
+    state = root / "states" / "phase1"
+    state.mkdir(parents=True)
+    for name in ("model", "ema"):
+        save_file(model.state_dict(), state / f"{name}.safetensors")
+    write_json(state / "state.json", {"images": 5})
+    return root
+
+
+def make_references(made, out, params):
+    metrics = out.with_suffix(".json")
+    return references(
+        made / "models/phase1", made / "encoded", out, metrics, "r1", params, Tracker()
+    )
+
+
+def test_references_are_a_geneval_folder_of_seen_prompts(made, params, tmp_path):
+    figures = make_references(made, tmp_path / "r1", params)
+    assert figures["pictures"] == 12 and figures["prompts"] == 6
+    assert read_json(tmp_path / "r1.json") == figures
+    table = pd.read_parquet(tmp_path / "r1" / "references.parquet")
+    world = World.from_params(params["data"])
+    assert len(table) == 12 and table["seed"].is_unique and (table["split"] == "seen").all()
+    for row in table.itertuples():
+        picture = tmp_path / "r1" / row.file
+        assert Image.open(picture).size == (16, 16)
+        line = json.loads((picture.parents[1] / "metadata.jsonl").read_text())
+        assert line == json.loads(row.metadata) and line["prompt"] == row.prompt
+        assert not world.is_held_out(line)
+    assert set(table["tag"]) == {
+        "single_object", "two_object", "counting", "colors", "position", "color_attr"
+    }  # fmt: skip
+    assert (tmp_path / "r1" / "grid.png").is_file()
+    # The same seed draws the same picture again.
+    row = table.iloc[3]
+    pipe = DJEPAPipeline.from_pretrained(made / "models/phase1")
+    again = pipe([row["prompt"]], width=16, height=16, seeds=[int(row["seed"])]).images[0]
+    assert (np.asarray(again) == np.asarray(Image.open(tmp_path / "r1" / row["file"]))).all()
+
+
+def test_retrieved_captions_are_near_their_prompts_and_have_features(made, params, tmp_path):
+    make_references(made, tmp_path / "r1", params)
+    table = pd.read_parquet(tmp_path / "r1" / "references.parquet")
+    retrieved = pd.read_parquet(tmp_path / "r1" / "retrieved.parquet")
+    vectors = load_file(tmp_path / "r1" / "features.safetensors")
+    assert (retrieved.groupby("prompt_index").size() == 8).all()
+    assert len(vectors["references"]) == len(table)
+    assert len(vectors["retrieved"]) == retrieved["key"].nunique() == retrieved["row"].max() + 1
+    captions = pd.read_parquet(made / "curated/manifest.parquet").set_index("key")["caption"]
+    prompts = table.drop_duplicates("prompt_index").set_index("prompt_index")["prompt"]
+
+    def shared(row):
+        a, b = set(prompts[row["prompt_index"]].split()), set(captions[row["key"]].split())
+        return len(a & b) / len(a)
+
+    near = retrieved.apply(shared, axis=1).mean()
+    far = np.mean(
+        [shared({"prompt_index": p, "key": k}) for p in prompts.index for k in captions.index]
+    )
+    assert near > far + 0.1
+
+
+def test_critic_after_references_that_are_all_wrong_drops_nothing(made, params, tmp_path):
+    make_references(made, tmp_path / "r1", params)
+    out, metrics = tmp_path / "critic", tmp_path / "critic.json"
+    report = critic(
+        tmp_path / "r1", made / "curated", None, tmp_path / "no", out, metrics, "r1", params,
+        Tracker(),
+    )  # fmt: skip
+    assert report["references_positive"] == 0 and not report["drops"]
+    keys = EncodedSet.open(made / "encoded").index["key"]
+    assert read_scores(out, keys) is None
+
+
+def test_unknown_round_is_refused(made, params, tmp_path):
+    with pytest.raises(UserError, match="r7"):
+        references(
+            made / "models/phase1", made / "encoded", tmp_path / "r7", tmp_path / "m.json", "r7",
+            params, Tracker(),
+        )  # fmt: skip
+
+
+def test_without_a_critic_both_stages_take_no_time_and_no_torch(tmp_path):
+    code = """
+import sys
+from pathlib import Path
+from components.feedback.critic import critic
+from components.feedback.references import references
+from components.tracking import Tracker
+params = {"feedback": {"critic": "none"}}
+here, none = Path(sys.argv[1]), Path("absent")
+references(none, none, here / "references", here / "a.json", "r1", params, Tracker())
+critic(none, none, None, none, here / "critic", here / "b.json", "r1", params, Tracker())
+assert "torch" not in sys.modules
+"""
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=ROOT,
+                   env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert time.monotonic() - started < 10  # two seconds on an idle core
+    assert pd.read_parquet(tmp_path / "references" / "references.parquet").empty
+    assert pd.read_parquet(tmp_path / "critic" / "scores.parquet").empty
+
+
+def run_dpo(made, out, params, resume):
+    return preference.dpo(
+        made / "states/phase1", made / "models/phase1", made / "encoded", out / "model",
+        out / "state", out / "dpo.json", resume, params, Tracker(),
+    )  # fmt: skip
+
+
+def weights(folder):
+    return load_file(folder / "model/transformer/diffusion_pytorch_model.safetensors")
+
+
+def test_too_few_pairs_leave_the_model_as_it_is(made, params, tmp_path):
+    figures = run_dpo(made, tmp_path, params, tmp_path / "resume")
+    assert not figures["changed"] and "copied unchanged" in figures["stopped"]
+    before = load_file(made / "models/phase1/transformer/diffusion_pytorch_model.safetensors")
+    assert all((before[k] == v).all() for k, v in weights(tmp_path).items())
+    assert read_json(tmp_path / "dpo.json")["pictures"] == 12
+
+
+@pytest.fixture
+def with_pairs(params, monkeypatch):
+    """Pictures of the right kind win, noise loses."""
+
+    def judged(pipe, world, prompts, images, size, first_seed, what, settings):
+        rng = np.random.default_rng(0)
+        for i, metadata in enumerate(world.training_prompts()[:12]):
+            for k in range(2):
+                scene = world.scene_for(metadata, rng)
+                noise = rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)
+                image = Image.fromarray(draw_scene(scene, 16, 16, rng) if k == 0 else noise)
+                yield Judged(i, metadata, 2 * i + k, image, k == 0, "noise", 1.0 - k)
+
+    monkeypatch.setattr(pairs, "draw_and_judge", judged)
+
+
+def test_dpo_writes_a_model_that_draws_a_state_and_its_pairs(made, params, tmp_path, with_pairs):
+    figures = run_dpo(made, tmp_path, params, tmp_path / "resume")
+    assert figures["pairs"] == 12 and figures["changed"]
+    assert figures["loss"] < np.log(2) and figures["accuracy"] > 0.5
+    pipe = DJEPAPipeline.from_pretrained(tmp_path / "model")
+    assert pipe(["a photo of a red circle"], width=16, height=16).images[0].size == (16, 16)
+    before = load_file(made / "models/phase1/transformer/diffusion_pytorch_model.safetensors")
+    after, state = weights(tmp_path), load_file(tmp_path / "state/model.safetensors")
+    assert any((before[k] != v).any() for k, v in after.items())
+    assert all((state[k] == v).all() for k, v in after.items())
+    table = pd.read_parquet(tmp_path / "state/pairs.parquet")
+    assert table["winner_correct"].all() and not table["loser_correct"].any()
+    assert (tmp_path / "state/pairs.png").is_file()
+    assert read_json(tmp_path / "state/state.json")["images"] == 5
+
+
+def test_dpo_goes_on_without_drawing_its_pairs_again(
+    made, params, tmp_path, with_pairs, monkeypatch
+):
+    run_dpo(made, tmp_path / "whole", params, tmp_path / "resume-whole")
+    step = preference.Tuning._train_step
+
+    def killed(self):
+        if self.step == 4:
+            raise KeyboardInterrupt
+        return step(self)
+
+    monkeypatch.setattr(preference.Tuning, "_train_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_dpo(made, tmp_path / "cut", params, tmp_path / "resume")
+    monkeypatch.setattr(preference.Tuning, "_train_step", step)
+    monkeypatch.setattr(pairs, "draw_and_judge", None)
+    run_dpo(made, tmp_path / "cut", params, tmp_path / "resume")
+    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all((cut[k] == v).all() for k, v in whole.items())

@@ -1,0 +1,219 @@
+"""Preference optimisation: its loss, its stops, its snapshots, its pairs."""
+
+import copy
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from components.feedback.pairs import PairSet, draw_pairs, make_pairs, split
+from components.feedback.pictures import Judged, clause_share, cover
+from components.model.djepa import DJEPA, DJEPAConfig
+from components.tracking import Tracker
+from components.training.preference import Tuning, dpo_loss
+
+ERRORS = st.lists(st.floats(0, 4), min_size=4, max_size=4)
+
+
+@given(ERRORS, st.floats(0.1, 1000))
+def test_identical_policies_give_log_2(errors, beta):
+    winner, loser = torch.tensor(errors[:2]), torch.tensor(errors[2:])
+    loss, inside = dpo_loss(winner, loser, winner, loser, beta)
+    assert loss == pytest.approx(np.log(2)) and (inside == 0).all()
+
+
+@given(ERRORS, ERRORS, st.floats(0.1, 100))
+def test_winner_and_loser_swapped_change_the_sign(mine, reference, beta):
+    mine, reference = torch.tensor(mine), torch.tensor(reference)
+    _, inside = dpo_loss(mine[:2], mine[2:], reference[:2], reference[2:], beta)
+    _, other = dpo_loss(mine[2:], mine[:2], reference[2:], reference[:2], beta)
+    assert torch.allclose(inside, -other, atol=1e-4)
+
+
+def test_a_smaller_error_on_the_winner_lowers_the_loss():
+    one = torch.ones(1)
+    better, inside = dpo_loss(one - 0.1, one, one, one, 100.0)
+    assert inside > 0 and better < np.log(2)
+    assert inside.item() == pytest.approx(100 / 2 * 0.1)
+
+
+def judged(prompt, correct, share, seed=0, tag="colors"):
+    metadata = {"prompt": f"a photo of {prompt}", "tag": tag, "include": []}
+    image = Image.fromarray(np.full((16, 16, 3), 40 * seed % 255, np.uint8))
+    return Judged(prompt, metadata, seed, image, correct, "why", share)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.sampled_from([0.0, 0.5, 1.0]))))
+def test_winners_are_better_and_each_picture_is_used_once(drawn):
+    pictures = [judged(p, c, s, i) for i, (p, c, s) in enumerate(drawn)]
+    pairs = make_pairs(pictures)
+    for pair in pairs:
+        assert pair.winner.prompt_index == pair.loser.prompt_index
+        assert (pair.winner.correct, pair.winner.share) > (pair.loser.correct, pair.loser.share)
+    used = [id(p) for pair in pairs for p in (pair.winner, pair.loser)]
+    assert len(used) == len(set(used))
+    for prompt in {p for p, _, _ in drawn}:
+        outcomes = {(c, s) for q, c, s in drawn if q == prompt}
+        assert any(p.winner.prompt_index == prompt for p in pairs) == (len(outcomes) > 1)
+
+
+@given(st.integers(2, 20), st.floats(0.05, 0.9))
+def test_no_prompt_has_pairs_on_both_sides(prompts, share):
+    pairs = make_pairs([judged(p, k % 2 == 0, 1.0) for p in range(prompts) for k in range(4)])
+    split(pairs, share, 0)
+    sides = pd.DataFrame([(p.prompt, p.held_out) for p in pairs]).groupby(0)[1].nunique()
+    assert (sides == 1).all()
+    assert 0 < sum(p.held_out for p in pairs) < len(pairs)
+
+
+def test_picture_of_pairs(tmp_path):
+    pairs = make_pairs([judged(p, k == 0, 0.0, k) for p in range(10) for k in range(2)])
+    for number in (0, 1, 10):
+        draw_pairs(tmp_path / "pairs.png", pairs[:number])
+        assert (tmp_path / "pairs.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_prompts_cover_tasks_and_notions():
+    words = ["red", "blue", "circle", "square"]
+    prompts = [
+        judged(f"a {c} {s}", True, 1.0, tag=t).metadata
+        for c in words[:2]
+        for s in words[2:]
+        for t in ("colors", "counting")
+    ]
+    prompts += [judged("a red circle", True, 1.0).metadata] * 50
+    chosen = cover(prompts, words, 4, 0)
+    assert sorted(m["tag"] for m in chosen) == ["colors", "colors", "counting", "counting"]
+    text = " ".join(m["prompt"] for m in chosen)
+    assert all(text.count(word) >= 1 for word in words)
+    assert cover(prompts, words, 4, 0) == chosen
+    assert len(cover(prompts[:3], words, 10, 0)) == 3
+
+
+def test_share_of_clauses_met():
+    def found(*colors):
+        return [[0, 0, 1, 1, 0.9, color] for color in colors]
+
+    metadata = {
+        "include": [
+            {"class": "circle", "count": 1, "color": "red"},
+            {"class": "square", "count": 2},
+        ]
+    }
+    assert clause_share(metadata, {}) == 0
+    assert clause_share(metadata, {"circle": found("blue"), "square": found("red", "red")}) == 0.5
+    assert clause_share(metadata, {"circle": found("red"), "square": found("red")}) == 0.75
+    assert clause_share(metadata, {"circle": found("red"), "square": found("red", "red")}) == 1
+    # One more than asked for is as wrong as one less.
+    assert clause_share(metadata, {"square": found("red", "red", "red")}) == 0.25
+
+
+PARAMS = {
+    "seed": 3,
+    "dpo": {
+        "beta": 200.0,
+        "lr": 1e-3,
+        "warmup": 2,
+        "steps": 12,
+        "batch": 4,
+        "check_every": 3,
+        "check_draws": 2,
+        "enough": 2.0,
+        "winner_rise": 1.0,
+    },
+    "training": {
+        "mask": {"mean": 0.9, "std": 0.2, "low": 0.5, "high": 1.0},
+        "flow_samples": 2,
+        "time": {"mean": 0.0, "std": 1.0},
+        "text_drop": 0.1,
+    },
+}
+
+
+def tiny():
+    torch.manual_seed(0)
+    config = DJEPAConfig(4, 6, 16, 2, 1, 1, 2.0, 16, 1, 8.0, 100.0)
+    model = DJEPA(config)
+    # The head starts at zero; give it something to be wrong about.
+    for parameter in model.parameters():
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    return model.requires_grad_(False)
+
+
+def pair_set(count=20):
+    generator = torch.Generator().manual_seed(1)
+    shape = (count, 4, 3, 3)
+    return PairSet(
+        torch.randn(shape, generator=generator) * 0.3 + 1,
+        torch.randn(shape, generator=generator) * 0.3 - 1,
+        torch.randn(count, 5, 6, generator=generator),
+        torch.ones(count, 5, dtype=torch.bool),
+        np.arange(count) % 4 == 0,
+    )
+
+
+def tuning(folder, tracker=None, **dpo):
+    params = copy.deepcopy(PARAMS)
+    params["dpo"] |= dpo
+    return Tuning(tiny(), pair_set(), params, folder, tracker or Tracker())
+
+
+def test_winner_loser_model_and_reference_share_their_draw(tmp_path):
+    run = tuning(tmp_path / "s")
+    rows = np.arange(4)
+    draw = run.pairs.draw(rows, run.training, 1, 2)
+    winner, loser = run.pairs.errors(run.model, rows, draw)
+    swapped = PairSet(run.pairs.loser, run.pairs.winner, run.pairs.states, run.pairs.mask, rows < 0)
+    loser_2, winner_2 = swapped.errors(run.reference, rows, draw)
+    assert torch.allclose(winner, winner_2, atol=1e-6)
+    assert torch.allclose(loser, loser_2, atol=1e-6)
+    same = PairSet(run.pairs.winner, run.pairs.winner, run.pairs.states, run.pairs.mask, rows < 0)
+    assert torch.allclose(*same.errors(run.model, rows, draw), atol=1e-6)
+
+
+def test_tuning_prefers_winners_of_pairs_it_did_not_learn(tmp_path):
+    figures = tuning(tmp_path / "s").run()
+    assert figures["history"][0]["loss"] == pytest.approx(np.log(2))
+    assert figures["changed"] and figures["accuracy"] > 0.9
+    assert figures["loss"] < np.log(2) and figures["steps"] == 12
+
+
+class Killer(Tracker):
+    """Stops the run when it logs step `at`, as a kill after the check would."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def log_metrics(self, metrics, step=None, images=None):
+        if step == self.at:
+            raise KeyboardInterrupt
+
+
+@settings(max_examples=3, deadline=None)
+@given(st.sampled_from([3, 6, 9, 12]))
+def test_killed_anywhere_it_ends_with_the_same_weights(tmp_path_factory, at):
+    folder = tmp_path_factory.mktemp("kill")
+    whole = tuning(folder / "whole")
+    figures = whole.run()
+    with pytest.raises(KeyboardInterrupt):
+        tuning(folder / "cut", Killer(at)).run()
+    again = tuning(folder / "cut")
+    assert again.run() == figures
+    assert all((again.kept[k] == v).all() for k, v in whole.kept.items())
+
+
+def test_it_stops_when_held_out_pairs_are_told_apart_well_enough(tmp_path):
+    figures = tuning(tmp_path / "s", enough=0.8, steps=60).run()
+    assert figures["steps"] < 60 and "accuracy" in figures["stopped"]
+
+
+def test_it_goes_back_when_winners_get_worse(tmp_path):
+    run = tuning(tmp_path / "s", lr=1.0, winner_rise=0.01, warmup=1)
+    figures = run.run()
+    assert "rose" in figures["stopped"] and not figures["changed"]
+    reference = tiny().state_dict()
+    assert all((run.kept[k] == v).all() for k, v in reference.items())
