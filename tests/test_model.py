@@ -9,7 +9,12 @@ from components.errors import UserError
 from components.model import DJEPAPipeline
 from components.model.djepa import DJEPA, DJEPAConfig
 from components.model.sampler import SamplerConfig, cosine_step, sample_tokens, shifted_times
-from components.model.vope import image_positions, image_rotations, rotate, text_rotations
+from components.model.vope import (
+    image_positions,
+    image_rotations,
+    normalise_and_rotate,
+    text_rotations,
+)
 from components.tokens.text import WordEncoder
 from components.tokens.tokenizer import PatchTokenizer
 from components.training.losses import flow_path
@@ -47,6 +52,12 @@ def make_inputs(batch: int = 3, size: tuple[int, int] = (4, 3)):
     return states, mask, tokens, order
 
 
+def rotate(heads: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
+    """Heads (N, d), as they leave Q's norm and rotation, (N, d)."""
+    both = heads[None, :, None, None].expand(-1, -1, 2, -1, -1).contiguous()
+    return normalise_and_rotate(both, torch.ones(2, 1, heads.shape[-1]), rotations[None])[0, :, 0, 0]
+
+
 sizes = st.integers(1, 12)
 
 
@@ -70,7 +81,7 @@ def test_vope_inner_product_depends_on_the_difference_over_rho(a, b):
 
     def product(m, n):
         rotations = image_rotations(torch.tensor([m, n]), 16, 100.0)
-        turned = rotate(torch.stack([q, k])[None, :, None], rotations[None])[0, :, 0]
+        turned = rotate(torch.stack([q, k]), rotations)
         return float(turned[0] @ turned[1])
 
     m, n, shift = (a / 3, b / 4), (b / 5, a / 7), (2.5, -1.25)
@@ -83,10 +94,22 @@ def test_vope_inner_product_depends_on_the_difference_over_rho(a, b):
 
 def test_text_rope_depends_on_the_distance():
     q, k = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
-    heads = torch.stack([q] * 6 + [k] * 6)[None, :, None]
-    turned = rotate(heads, text_rotations(6, 16, 100.0).repeat(2, 1)[None])[0, :, 0]
+    heads = torch.stack([q] * 6 + [k] * 6)
+    turned = rotate(heads, text_rotations(6, 16, 100.0).repeat(2, 1))
     products = turned[:6] @ turned[6:].T
     assert torch.allclose(products.diagonal(1), products[0, 1].expand(5), atol=1e-4)
+
+
+def test_norm_and_rotation_have_the_gradient_of_their_parts():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 5, 2, 3, 8, generator=g, dtype=torch.float64, requires_grad=True)
+    scale = torch.rand(2, 1, 8, generator=g, dtype=torch.float64, requires_grad=True)
+    angles = torch.rand(1, 5, 4, generator=g, dtype=torch.float64)
+    rotations = torch.polar(torch.ones_like(angles), angles)
+    inputs = (x, scale, rotations)
+    assert torch.autograd.gradcheck(normalise_and_rotate, inputs)
+    lengths = normalise_and_rotate(x, torch.ones_like(scale), rotations).square().mean(-1)
+    assert torch.allclose(lengths, torch.ones_like(lengths), atol=1e-3)
 
 
 @given(st.integers(1, 80), st.integers(1, 400))

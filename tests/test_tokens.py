@@ -17,7 +17,7 @@ def encoded(tmp_path_factory):
     params = tiny_params()
     # 72x54 loses 11 % to 24x16; it may.
     params["model"]["encode"]["most_cropped"] = 0.12
-    encode(write_curated(folder / "curated"), folder / "encoded", params, Tracker())
+    encode(write_curated(folder / "curated"), folder / "encoded", folder / "encode.json", params, Tracker())
     return EncodedSet.open(folder / "encoded")
 
 
@@ -85,15 +85,15 @@ def test_bad_input_is_said_in_a_sentence(tmp_path):
     params = tiny_params()
     params["training"]["phase1"]["rungs"] = ["25x24"]
     with pytest.raises(UserError, match="25x24.*multiple"):
-        encode(curated, tmp_path / "encoded", params, Tracker())
+        encode(curated, tmp_path / "encoded", tmp_path / "m.json", params, Tracker())
     params["training"]["phase1"]["rungs"] = ["24x24", "96x96"]
     with pytest.raises(UserError, match="96x96"):
-        encode(curated, tmp_path / "encoded", params, Tracker())
+        encode(curated, tmp_path / "encoded", tmp_path / "m.json", params, Tracker())
     shard = curated / "00001.tar"
     shard.write_bytes(shard.read_bytes()[:7000])
     params = tiny_params()
     with pytest.raises(UserError, match=r"00001\.tar|in no shard"):
-        encode(curated, tmp_path / "encoded", params, Tracker())
+        encode(curated, tmp_path / "encoded", tmp_path / "m.json", params, Tracker())
     with pytest.raises(UserError, match="run the stage encode"):
         EncodedSet.open(tmp_path / "nowhere")
     with pytest.raises(UserError, match="text.kind"):

@@ -25,7 +25,7 @@ def encoded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("training")
     params = tiny_params()
     params["model"]["encode"]["most_cropped"] = 0.12
-    encode(write_curated(folder / "curated"), folder / "encoded", params, Tracker())
+    encode(write_curated(folder / "curated"), folder / "encoded", folder / "encode.json", params, Tracker())
     return folder / "encoded"
 
 

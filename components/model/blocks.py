@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.model.vope import rotate
+from components.model.vope import normalise_and_rotate
 
 
 class Stream(nn.Module):
@@ -17,29 +17,28 @@ class Stream(nn.Module):
         super().__init__()
         self.heads = heads
         hidden = int(width * mlp_ratio)
-        self.norm1 = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
+        # Norms without weights and layers without biases: their gradients are sums over all
+        # tokens, a tenth of a small model's step, and the next layer's weights do their work.
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
         # RMSNorm with a learned scale on Q and on K (supplement "QK-norm").
         self.qk_scale = nn.Parameter(torch.ones(2, 1, width // heads))
-        self.proj = nn.Linear(width, width)
-        self.norm2 = nn.LayerNorm(width)
-        self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, width)
+        self.proj = nn.Linear(width, width, bias=False)
+        self.up = nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
         # Every block starts as the identity.
-        for layer in (self.proj, self.down):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.proj.weight)
+        nn.init.zeros_(self.down.weight)
 
-    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised queries and keys (B, N, 2, H, d) and values (B, N, H, d) of x (B, N, D)."""
-        qkv = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))
-        qk = F.rms_norm(qkv[:, :, :2], qkv.shape[-1:], eps=1e-6) * self.qk_scale
-        return qk, qkv[:, :, 2]
+    def queries_keys_values(self, x: Tensor, rotations: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised, rotated queries and keys (B, N, 2, H, d) and values (B, N, H, d)."""
+        qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1))
+        return normalise_and_rotate(qkv[:, :, :2], self.qk_scale, rotations), qkv[:, :, 2]
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """Add the attention's result (B, N, D) and the MLP to the residual stream x (B, N, D)."""
         x = x + self.proj(attended)
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
+        return x + self.down(F.gelu(self.up(self.norm(x))))
 
 
 class TwoStreamBlock(nn.Module):
@@ -59,9 +58,9 @@ class TwoStreamBlock(nn.Module):
         is 0 where a key may be seen and −inf at the text's padding.
         """
         length = text.shape[1]
-        qk_text, v_text = self.text.queries_keys_values(text)
-        qk_image, v_image = self.image.queries_keys_values(image)
-        qk = rotate(torch.cat([qk_text, qk_image], dim=1), rotations)
+        qk_text, v_text = self.text.queries_keys_values(text, rotations[:, :length])
+        qk_image, v_image = self.image.queries_keys_values(image, rotations[:, length:])
+        qk = torch.cat([qk_text, qk_image], dim=1)
         v = torch.cat([v_text, v_image], dim=1)
         q, k = qk.permute(2, 0, 3, 1, 4).unbind(0)  # B H L+N d
         attended = F.scaled_dot_product_attention(q, k, v.transpose(1, 2), attn_mask=bias)

@@ -30,8 +30,8 @@ class FlowBlock(nn.Module):
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.from_z = nn.Linear(width, 3 * width)
         self.from_t = nn.Linear(width, 3 * width, bias=False)
-        self.up = nn.Linear(width, width)
-        self.down = nn.Linear(width, width)
+        self.up = nn.Linear(width, width, bias=False)
+        self.down = nn.Linear(width, width, bias=False)
         for layer in (self.from_z, self.from_t):
             nn.init.zeros_(layer.weight)
         nn.init.zeros_(self.from_z.bias)

@@ -54,9 +54,42 @@ def text_rotations(length: int, head_width: int, base: float) -> Tensor:
     return torch.polar(torch.ones_like(angles), angles)
 
 
-def rotate(heads: Tensor, rotations: Tensor) -> Tensor:
-    """Rotate pairs of neighbouring channels: heads (B, N, …, d) by rotations (B or 1, N, d/2)."""
-    pairs = torch.view_as_complex(heads.float().unflatten(-1, (-1, 2)))
-    middle = (1,) * (pairs.dim() - 3)
-    turned = pairs * rotations.view(*rotations.shape[:2], *middle, rotations.shape[-1])
-    return torch.view_as_real(turned).flatten(-2).to(heads.dtype)
+class _NormaliseAndRotate(torch.autograd.Function):
+    # The same in separate operations passes over the memory three times as often and took
+    # three times as long; with it a small model's whole step took a tenth longer.
+
+    @staticmethod
+    def forward(ctx, x: Tensor, scale: Tensor, rotations: Tensor) -> Tensor:  # type: ignore[override]
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        inverse = length.square_().div_(x.shape[-1]).add_(EPSILON).rsqrt_()
+        normal = x * inverse
+        out = normal * scale
+        _pairs(out).mul_(rotations)
+        ctx.save_for_backward(normal, inverse, scale, rotations)
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        normal, inverse, scale, rotations = ctx.saved_tensors
+        back = torch.view_as_real(_pairs(gradient.contiguous()) * rotations.conj()).flatten(-2)
+        product = back * normal
+        middle = tuple(range(product.dim() - scale.dim()))
+        of_scale = product.sum(middle).sum_to_size(scale.shape)
+        along = (product * scale).mean(-1, keepdim=True)
+        return back.mul_(scale).sub_(normal * along).mul_(inverse), of_scale, None
+
+
+EPSILON = 1e-6  # of the RMSNorm
+
+
+def _pairs(x: Tensor) -> Tensor:
+    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+
+
+def normalise_and_rotate(heads: Tensor, scale: Tensor, rotations: Tensor) -> Tensor:
+    """RMSNorm of each head, times `scale`, then its rotation: what Q and K go through.
+
+    heads (B, N, 2, H, d) float32, scale (2, 1, d) learned, rotations (B or 1, N, d/2) unit
+    complex numbers that turn pairs of neighbouring channels.
+    """
+    return _NormaliseAndRotate.apply(heads, scale, rotations[:, :, None, None])

@@ -25,8 +25,10 @@ from components.tracking import Tracker
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
 
-def encode(curated: Path, out: Path, params: dict[str, Any], tracker: Tracker) -> None:
-    """Encode curated shards into `out` (see `EncodedSet`).
+def encode(
+    curated: Path, out: Path, metrics_out: Path, params: dict[str, Any], tracker: Tracker
+) -> None:
+    """Encode curated shards into `out` (see `EncodedSet`) and write figures to `metrics_out`.
 
     The rungs are those of both training phases. A picture reaches a rung if it is at least as
     large and a centre crop to the rung's aspect takes away at most `model.encode.most_cropped` of
@@ -104,8 +106,8 @@ def encode(curated: Path, out: Path, params: dict[str, Any], tracker: Tracker) -
             "variance_kept": kept,
             "pixel_mse": error,  # of pixels in [−1, 1]
         }
-        write_json(target / "summary.json", summary)
     EncodedSet.open(Path(out))
+    write_json(metrics_out, summary)
     tracker.log_metrics(
         {
             "encode/pictures": len(manifest),

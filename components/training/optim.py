@@ -11,17 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from components.training.parallel import Workers
+
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     """Newton–Schulz iteration: (M, r, c) to nearly orthogonal matrices, M at once.
 
-    Each step multiplies X by p(XXᵀ) = aI + bXXᵀ + c(XXᵀ)². All these factors commute, so the
-    steps are done on the small r×r Gram matrix and X is multiplied once, at the end.
+    Each step multiplies X by p(XXᵀ) = aI + bXXᵀ + c(XXᵀ)². All these factors commute, so for a
+    long matrix the steps are done on the small r×r Gram matrix and X is multiplied once.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.transpose(-2, -1) if tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    if x.shape[-1] < 2 * x.shape[-2]:
+        for _ in range(steps):
+            gram = x @ x.transpose(-2, -1)
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        return x.transpose(-2, -1) if tall else x
     gram = x @ x.transpose(-2, -1)
     identity = torch.eye(gram.shape[-1], device=x.device, dtype=x.dtype)
     total = None
@@ -44,9 +51,8 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self, params: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float
     ) -> None:
-        super().__init__(
-            params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        )
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.workers: Workers | None = None  # that share the iterations, if set
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -65,16 +71,21 @@ class Muon(torch.optim.Optimizer):
                     shapes[(piece.shape[0], piece.shape[1])].append((piece, target))
             if group["weight_decay"] and parameters:
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            for (rows, columns), pairs in shapes.items():
-                orthogonal = orthogonalise(torch.stack([piece for piece, _ in pairs]))
+            parts = self.workers.count if self.workers else 1
+            stacks, targets = [], []
+            for pairs in shapes.values():
+                for start in range(min(parts, len(pairs))):
+                    chosen = pairs[start::parts]
+                    stacks.append(torch.stack([piece for piece, _ in chosen]))
+                    targets.append([target for _, target in chosen])
+            run = self.workers.map if self.workers else map
+            for orthogonal, into in zip(run(orthogonalise, stacks), targets, strict=True):
                 # The usual scaling: a step's size does not depend on the matrix's shape.
-                rate = -group["lr"] * max(1.0, rows / columns) ** 0.5
-                torch._foreach_add_(
-                    [target for _, target in pairs], list(orthogonal.unbind(0)), alpha=rate
-                )
+                rate = -group["lr"] * max(1.0, into[0].shape[0] / into[0].shape[1]) ** 0.5
+                torch._foreach_add_(into, list(orthogonal.unbind(0)), alpha=rate)
 
 
-def optimizers(model: nn.Module, settings: dict) -> list[torch.optim.Optimizer]:
+def optimizers(model: nn.Module, settings: dict[str, Any]) -> list[torch.optim.Optimizer]:
     """[Muon, AdamW] for `model`; `settings` is params.training.optimizer."""
     matrices, rest = [], []
     for name, parameter in model.named_parameters():

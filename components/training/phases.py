@@ -29,7 +29,7 @@ from components.training.checkpoint import (
 )
 from components.training.grid import save_grid
 from components.training.losses import Draw, draw_for, losses
-from components.training.optim import rate_at, set_rates
+from components.training.optim import Muon, rate_at, set_rates
 from components.training.parallel import Workers
 
 # Tokens, text states, text mask, what is random, width and height in tokens.
@@ -133,6 +133,9 @@ class Phase:
         """Train to the budget, then write the outputs."""
         torch.set_flush_denormal(True)
         with Workers(int(self.settings["workers"])) as workers:
+            for optimizer in self.training.optimizers:
+                if isinstance(optimizer, Muon):
+                    optimizer.workers = workers
             self._loop(workers)
         save_model_folder(model_out, self.training.ema, self.encoded, self.params)
         report = self.sampler.report()
