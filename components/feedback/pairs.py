@@ -79,7 +79,7 @@ def draw_pairs(out: Path, pairs: Sequence[Pair], most: int = 16) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = np.linspace(0, len(pairs) - 1, min(most, len(pairs))).astype(int) if pairs else []
+    rows = np.linspace(0, len(pairs) - 1, min(most, len(pairs))).astype(int)
     columns = max(min(8, len(rows)), 1)
     bands = max(1, -(-len(rows) // columns))
     figure, axes = pyplot.subplots(

@@ -79,7 +79,8 @@ def _references(
     size = encoded.rungs[params["training"]["phase1"]["rungs"][0]]
     # Other rounds get other seeds: a refreshed critic is to see new pictures.
     first_seed = 1_000_000 * (1 + list(params["feedback"]["rounds"]).index(round_name))
-    rows, images = [], []
+    rows: list[dict[str, Any]] = []
+    images: list[Any] = []
     for judged in draw_and_judge(
         pipe,
         world,

@@ -126,6 +126,7 @@ class Tuning:
         self.step, self.kept_step = 0, 0
         self.kept = self._weights()
         self.history: list[dict[str, float]] = []
+        self.fixed: list[tuple[Tensor, Tensor]] = []  # the reference's errors in the checks
         self.stopped = ""
 
     def _weights(self) -> dict[str, Tensor]:
@@ -192,7 +193,9 @@ class Tuning:
         for repeat in range(int(self.settings["check_draws"])):
             draw = self.pairs.draw(self.check_rows, self.training, self.seed, 3, repeat)
             mine = self.pairs.errors(self.model, self.check_rows, draw)
-            reference = self.pairs.errors(self.reference, self.check_rows, draw)
+            if len(self.fixed) <= repeat:
+                self.fixed.append(self.pairs.errors(self.reference, self.check_rows, draw))
+            reference = self.fixed[repeat]
             inside.append(dpo_loss(*mine, *reference, float(self.settings["beta"]))[1])
             winners.append(mine[0])
         # A pair's preference is that over all draws, as an expectation over t and noise.
