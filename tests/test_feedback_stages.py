@@ -61,7 +61,13 @@ def params():
         },
         "feedback": {
             "critic": "resnet18",
-            "references": {"prompts": 6, "images": 2, "retrieved": 8, "sampler": {}},
+            "references": {
+                "prompts": 6,
+                "images": 2,
+                "size": "16x16",
+                "retrieved": 8,
+                "sampler": {},
+            },
             "similarity": {"auto": -1.0, "human": 0.5},
             "rounds": {"r1": {"model": "phase1", "critic": "none", "labels": "auto"}},
             "critic_training": {
@@ -79,6 +85,7 @@ def params():
         "dpo": {
             "prompts": 6,
             "images": 2,
+            "size": "16x16",
             "sampler": {},
             "held_out": 0.25,
             "least_pairs": 8,

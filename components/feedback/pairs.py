@@ -21,7 +21,7 @@ from components.files import atomic_file, atomic_folder, read_json, write_json
 from components.model import DJEPAPipeline
 from components.model.djepa import DJEPA
 from components.scenes.world import World
-from components.tokens.encoded import EncodedSet
+from components.tokens.encoded import EncodedSet, rung_size
 from components.training.losses import Draw, draw_for, flow_error
 
 
@@ -145,7 +145,7 @@ def draw_or_read(
         prompts = cover(
             training_prompts(world), encoded.notion_names, int(settings["prompts"]), seed + 1
         )
-        size = encoded.rungs[params["training"]["phase1"]["rungs"][0]]
+        size = rung_size(settings["size"])
         judged = list(
             draw_and_judge(
                 pipe,

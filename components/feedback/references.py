@@ -64,7 +64,7 @@ def _references(
     from components.feedback.retrieval import retrieve
     from components.model import DJEPAPipeline
     from components.scenes.world import World
-    from components.tokens.encoded import EncodedSet
+    from components.tokens.encoded import EncodedSet, rung_size
 
     settings = params["feedback"]["references"]
     pipe, encoded = DJEPAPipeline.from_pretrained(model_dir), EncodedSet.open(encoded_dir)
@@ -76,7 +76,7 @@ def _references(
     prompts = cover(
         training_prompts(world), encoded.notion_names, int(settings["prompts"]), int(params["seed"])
     )
-    size = encoded.rungs[params["training"]["phase1"]["rungs"][0]]
+    size = rung_size(settings["size"])
     # Other rounds get other seeds: a refreshed critic is to see new pictures.
     first_seed = 1_000_000 * (1 + list(params["feedback"]["rounds"]).index(round_name))
     rows: list[dict[str, Any]] = []
