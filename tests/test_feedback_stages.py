@@ -285,10 +285,10 @@ def test_dpo_goes_on_without_drawing_its_pairs_again(
     run_dpo(made, tmp_path / "whole", params, tmp_path / "resume-whole")
     step = preference.Tuning._train_step
 
-    def killed(self):
+    def killed(self, workers):
         if self.step == 4:
             raise KeyboardInterrupt
-        return step(self)
+        return step(self, workers)
 
     monkeypatch.setattr(preference.Tuning, "_train_step", killed)
     with pytest.raises(KeyboardInterrupt):

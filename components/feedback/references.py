@@ -57,6 +57,7 @@ def _references(
     model_dir: Path, encoded_dir: Path, folder: Path, round_name: str, params: dict[str, Any]
 ) -> dict[str, Any]:
     # Torch only from here on: an empty set must not pay for its import.
+    import torch
     from safetensors.numpy import save_file
 
     from components.feedback import describe
@@ -67,7 +68,9 @@ def _references(
     from components.tokens.encoded import EncodedSet, rung_size
 
     settings = params["feedback"]["references"]
-    pipe, encoded = DJEPAPipeline.from_pretrained(model_dir), EncodedSet.open(encoded_dir)
+    encoded = EncodedSet.open(encoded_dir)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pipe = DJEPAPipeline.from_pretrained(model_dir).to(device)
     world = World.from_params(params["data"])
     if round_name not in params["feedback"]["rounds"]:
         raise UserError(
