@@ -61,7 +61,13 @@ def params():
         },
         "feedback": {
             "critic": "resnet18",
-            "references": {"prompts": 6, "images": 2, "retrieved": 8, "sampler": {}},
+            "references": {
+                "prompts": 6,
+                "images": 2,
+                "size": "16x16",
+                "retrieved": 8,
+                "sampler": {},
+            },
             "similarity": {"auto": -1.0, "human": 0.5},
             "rounds": {"r1": {"model": "phase1", "critic": "none", "labels": "auto"}},
             "critic_training": {
@@ -79,6 +85,7 @@ def params():
         "dpo": {
             "prompts": 6,
             "images": 2,
+            "size": "16x16",
             "sampler": {},
             "held_out": 0.25,
             "least_pairs": 8,
@@ -278,10 +285,10 @@ def test_dpo_goes_on_without_drawing_its_pairs_again(
     run_dpo(made, tmp_path / "whole", params, tmp_path / "resume-whole")
     step = preference.Tuning._train_step
 
-    def killed(self):
+    def killed(self, workers):
         if self.step == 4:
             raise KeyboardInterrupt
-        return step(self)
+        return step(self, workers)
 
     monkeypatch.setattr(preference.Tuning, "_train_step", killed)
     with pytest.raises(KeyboardInterrupt):

@@ -146,7 +146,8 @@ def train(
 @torch.inference_mode()
 def score(network: nn.Module, pixels: np.ndarray, batch: int = 256) -> np.ndarray:
     """Probabilities (m,) float32 of the positive class for pixels uint8 (m, s, s, 3)."""
-    network.eval()
+    # Half again as fast in this layout on a CPU; training is not.
+    network.eval().to(memory_format=torch.channels_last)
     parts = [
         torch.sigmoid(network(normalise(pixels[i : i + batch]))[:, 0]).numpy()
         for i in range(0, len(pixels), batch)

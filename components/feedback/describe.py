@@ -55,9 +55,10 @@ def pooled(model: DJEPA, latents: Tensor) -> np.ndarray:
 
 
 def encode_images(pipe: Any, images: Sequence[Image.Image]) -> Tensor:
-    """Latents (B, C, h, w) of pictures of one size by the pipeline's tokeniser."""
+    """Latents (B, C, h, w), on the CPU, of pictures of one size by the pipeline's tokeniser."""
     pixels = torch.from_numpy(np.stack([np.asarray(i.convert("RGB")) for i in images]))
-    return pipe.tokenizer.encode(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)
+    pixels = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+    return pipe.tokenizer.encode(pixels.to(pipe.tokenizer.mean.device)).cpu()
 
 
 def pictures(pipe: Any, images: Sequence[Image.Image]) -> np.ndarray:

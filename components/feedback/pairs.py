@@ -21,7 +21,7 @@ from components.files import atomic_file, atomic_folder, read_json, write_json
 from components.model import DJEPAPipeline
 from components.model.djepa import DJEPA
 from components.scenes.world import World
-from components.tokens.encoded import EncodedSet
+from components.tokens.encoded import EncodedSet, rung_size
 from components.training.losses import Draw, draw_for, flow_error
 
 
@@ -79,7 +79,7 @@ def draw_pairs(out: Path, pairs: Sequence[Pair], most: int = 16) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = np.linspace(0, len(pairs) - 1, min(most, len(pairs))).astype(int) if pairs else []
+    rows = np.linspace(0, len(pairs) - 1, min(most, len(pairs))).astype(int)
     columns = max(min(8, len(rows)), 1)
     bands = max(1, -(-len(rows) // columns))
     figure, axes = pyplot.subplots(
@@ -145,7 +145,7 @@ def draw_or_read(
         prompts = cover(
             training_prompts(world), encoded.notion_names, int(settings["prompts"]), seed + 1
         )
-        size = encoded.rungs[params["training"]["phase1"]["rungs"][0]]
+        size = rung_size(settings["size"])
         judged = list(
             draw_and_judge(
                 pipe,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from components.errors import UserError
@@ -12,6 +13,9 @@ from components.evaluation.detector import SceneDetector
 from components.evaluation.geneval import score_image
 from components.progress import Progress
 from components.scenes.world import World
+from components.training.parallel import Workers
+
+BATCH = 16  # pictures drawn at once by each thread
 
 Metadata = dict[str, Any]
 
@@ -113,21 +117,29 @@ def draw_and_judge(
     detector = SceneDetector(world)
     jobs = [(i, m) for i, m in enumerate(prompts) for _ in range(images)]
     progress = Progress(what, len(jobs), "pictures")
-    batch = 32
-    for start in range(0, len(jobs), batch):
-        part = jobs[start : start + batch]
+
+    def draw(start: int) -> list[Judged]:
+        part = jobs[start : start + BATCH]
         seeds = list(range(first_seed + start, first_seed + start + len(part)))
         drawn = pipe(
             [m["prompt"] for _, m in part],
             width=size[0],
             height=size[1],
             seeds=seeds,
-            batch_size=batch,
+            batch_size=BATCH,
             **settings,
         ).images
+        judged = []
         for (i, metadata), seed, image in zip(part, seeds, drawn, strict=True):
             detections = detector.detect(image)
             correct, reason = score_image(metadata, detections, image.size)
             share = clause_share(metadata, detections)
-            yield Judged(i, metadata, seed, image, bool(correct), reason, share)
-        progress.at(start + len(part))
+            judged.append(Judged(i, metadata, seed, image, bool(correct), reason, share))
+        return judged
+
+    with Workers(torch.get_num_threads()) as workers:
+        starts = range(0, len(jobs), BATCH)
+        for first in range(0, len(starts), workers.count):
+            for part in workers.map(draw, starts[first : first + workers.count]):
+                yield from part
+            progress.at(min((first + workers.count) * BATCH, len(jobs)))

@@ -57,6 +57,7 @@ def _references(
     model_dir: Path, encoded_dir: Path, folder: Path, round_name: str, params: dict[str, Any]
 ) -> dict[str, Any]:
     # Torch only from here on: an empty set must not pay for its import.
+    import torch
     from safetensors.numpy import save_file
 
     from components.feedback import describe
@@ -64,10 +65,12 @@ def _references(
     from components.feedback.retrieval import retrieve
     from components.model import DJEPAPipeline
     from components.scenes.world import World
-    from components.tokens.encoded import EncodedSet
+    from components.tokens.encoded import EncodedSet, rung_size
 
     settings = params["feedback"]["references"]
-    pipe, encoded = DJEPAPipeline.from_pretrained(model_dir), EncodedSet.open(encoded_dir)
+    encoded = EncodedSet.open(encoded_dir)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pipe = DJEPAPipeline.from_pretrained(model_dir).to(device)
     world = World.from_params(params["data"])
     if round_name not in params["feedback"]["rounds"]:
         raise UserError(
@@ -76,10 +79,11 @@ def _references(
     prompts = cover(
         training_prompts(world), encoded.notion_names, int(settings["prompts"]), int(params["seed"])
     )
-    size = encoded.rungs[params["training"]["phase1"]["rungs"][0]]
+    size = rung_size(settings["size"])
     # Other rounds get other seeds: a refreshed critic is to see new pictures.
     first_seed = 1_000_000 * (1 + list(params["feedback"]["rounds"]).index(round_name))
-    rows, images = [], []
+    rows: list[dict[str, Any]] = []
+    images: list[Any] = []
     for judged in draw_and_judge(
         pipe,
         world,

@@ -24,6 +24,10 @@ from components.model import DJEPAPipeline
 from components.model.djepa import DJEPA
 from components.progress import Progress
 from components.tracking import Tracker
+from components.training.parallel import Workers
+
+# A batch is worked on in two parts, whatever the machine: the weights depend on it.
+PARTS = 2
 
 
 def dpo_loss(
@@ -59,7 +63,8 @@ def dpo(
     fewer than `dpo.least_pairs` pairs the model is copied unchanged and the figures say so.
     """
     settings = params["dpo"]
-    pipe = DJEPAPipeline.from_pretrained(model_from)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pipe = DJEPAPipeline.from_pretrained(model_from).to(device)
     pairs, summary = draw_or_read(Path(resume_dir) / "pairs", pipe, Path(encoded), params)
     reference = pipe.transformer.eval().requires_grad_(False)
     kept = None
@@ -126,6 +131,7 @@ class Tuning:
         self.step, self.kept_step = 0, 0
         self.kept = self._weights()
         self.history: list[dict[str, float]] = []
+        self.fixed: list[tuple[Tensor, Tensor]] = []  # the reference's errors in the checks
         self.stopped = ""
 
     def _weights(self) -> dict[str, Tensor]:
@@ -139,15 +145,16 @@ class Tuning:
             self._load()
         steps, every = int(self.settings["steps"]), int(self.settings["check_every"])
         progress = Progress("dpo", steps, "steps")
-        if not self.history:
-            self._check()
-        while self.step < steps and not self.stopped:
-            loss = self._train_step()
-            self.step += 1
-            progress.at(self.step, f"loss {loss:.3f}")
-            if self.step % every == 0 or self.step == steps:
+        with Workers(torch.get_num_threads()) as workers:
+            if not self.history:
                 self._check()
-                self._save()
+            while self.step < steps and not self.stopped:
+                loss = self._train_step(workers)
+                self.step += 1
+                progress.at(self.step, f"loss {loss:.3f}")
+                if self.step % every == 0 or self.step == steps:
+                    self._check()
+                    self._save()
         first, last = self.history[0], self.history[-1]
         kept = next(h for h in self.history if h["step"] == self.kept_step)
         return {
@@ -166,24 +173,30 @@ class Tuning:
             "history": self.history,
         }
 
-    def _train_step(self) -> float:
+    def _train_step(self, workers: Workers) -> float:
         settings, batch = self.settings, min(int(self.settings["batch"]), len(self.train_rows))
         per_epoch = len(self.train_rows) // batch
         epoch, place = divmod(self.step, per_epoch)
         order = np.random.default_rng([self.seed, 1, epoch]).permutation(self.train_rows)
         rows = order[place * batch : (place + 1) * batch]
-        draw = self.pairs.draw(rows, self.training, self.seed, 2, self.step)
-        with torch.no_grad():
-            reference = self.pairs.errors(self.reference, rows, draw)
-        loss, _ = dpo_loss(*self.pairs.errors(self.model, rows, draw), *reference, settings["beta"])
+        parts = list(enumerate(np.array_split(rows, min(PARTS, len(rows)))))
+
+        def loss(part: tuple[int, np.ndarray]) -> tuple[Tensor, float]:
+            number, mine = part
+            draw = self.pairs.draw(mine, self.training, self.seed, 2, self.step, number)
+            with torch.no_grad():
+                reference = self.pairs.errors(self.reference, mine, draw)
+            errors = self.pairs.errors(self.model, mine, draw)
+            value, _ = dpo_loss(*errors, *reference, float(settings["beta"]))
+            return value, value.item()
+
         rate = float(settings["lr"]) * min(1.0, (self.step + 1) / int(settings["warmup"]))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.zero_grad()
-        loss.backward()
+        values = workers.gradients(loss, parts, list(self.model.parameters()))
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        return float(loss.detach())
+        return float(np.mean(values))
 
     @torch.no_grad()
     def _check(self) -> None:
@@ -192,7 +205,9 @@ class Tuning:
         for repeat in range(int(self.settings["check_draws"])):
             draw = self.pairs.draw(self.check_rows, self.training, self.seed, 3, repeat)
             mine = self.pairs.errors(self.model, self.check_rows, draw)
-            reference = self.pairs.errors(self.reference, self.check_rows, draw)
+            if len(self.fixed) <= repeat:
+                self.fixed.append(self.pairs.errors(self.reference, self.check_rows, draw))
+            reference = self.fixed[repeat]
             inside.append(dpo_loss(*mine, *reference, float(self.settings["beta"]))[1])
             winners.append(mine[0])
         # A pair's preference is that over all draws, as an expectation over t and noise.
