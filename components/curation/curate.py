@@ -108,13 +108,13 @@ def check_settings(curation: Mapping[str, Any]) -> None:
             raise UserError(f"curation.{name} is {value!r}: set it to {wanted} in params/.")
 
 
-def _work_folder(
-    out: Path, shards: Sequence[Path], curation: Mapping[str, Any], seed: int
-) -> Path:
+def _work_folder(out: Path, shards: Sequence[Path], curation: Mapping[str, Any], seed: int) -> Path:
     """The folder of this input and these settings, beside `out`; older ones are removed."""
     files = [(s.name, s.stat().st_size, s.stat().st_mtime_ns) for s in shards]
-    settings = {k: v for k, v in curation.items() if k != "contract"}
-    work = out.with_name(f"{out.name}.tmp-{hash_of([files, settings, seed])}")
+    # The number of processes changes no byte, and the contract comes later.
+    settings = {k: v for k, v in curation.items() if k not in ("workers", "contract")}
+    code = [p.read_text() for p in sorted(Path(__file__).parent.glob("*.py"))]
+    work = out.with_name(f"{out.name}.tmp-{hash_of([files, settings, seed, code])}")
     for other in out.parent.glob(f"{out.name}.tmp-{'[0-9a-f]' * 16}"):
         if other != work:
             shutil.rmtree(other, ignore_errors=True)

@@ -6,6 +6,7 @@ processes of a pass are the parallelism.
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -32,7 +33,8 @@ class Faces(Filter):
 
     def setup(self) -> None:
         """Load the cascade."""
-        self.cascade = cv2.CascadeClassifier(cv2.data.haarcascades + FACE_CASCADE)
+        folder = Path(cv2.__file__).parent / "data"
+        self.cascade = cv2.CascadeClassifier(str(folder / FACE_CASCADE))
 
     def score(self, batch: Sequence[Picture]) -> np.ndarray:
         """Count faces; `smallest` is a share of the picture's shorter side."""
@@ -76,8 +78,8 @@ class Gated(Filter):
         drawn = [uniform(self.seed, self.name, p.key) < self.gate["sample"] for p in batch]
         self.sampled = [bool(d and not s) for d, s in zip(drawn, suspect, strict=True)]
         scores = np.full(len(batch), np.nan)
-        chosen = np.flatnonzero(suspect | np.array(self.sampled, bool))
-        if len(chosen):
+        chosen = np.flatnonzero(suspect | np.array(self.sampled, bool)).tolist()
+        if chosen:
             scores[chosen] = self.examine([batch[i] for i in chosen])
         return scores
 
@@ -138,7 +140,7 @@ class Text(Gated):
         return [self._area(p.pixels) for p in batch]
 
     def _area(self, pixels: np.ndarray) -> float:
-        found = self.ocr(np.ascontiguousarray(pixels[:, :, ::-1]))  # rapidocr takes BGR
+        found: Any = self.ocr(np.ascontiguousarray(pixels[:, :, ::-1]))  # rapidocr takes BGR
         if found.txts is None or found.boxes is None:
             return 0.0
         area = sum(
@@ -196,5 +198,7 @@ class Nsfw(Gated):
 
 def model_filters(curation: Mapping[str, Any], seed: int) -> list[Filter]:
     """The filters that run a model, cheapest first; `faces.policy: keep` leaves faces out."""
-    faces: list[Filter] = [] if curation["faces"]["policy"] == "keep" else [Faces(curation["faces"])]
+    faces: list[Filter] = (
+        [] if curation["faces"]["policy"] == "keep" else [Faces(curation["faces"])]
+    )
     return [*faces, Text(curation["text"], seed), Nsfw(curation["nsfw"], seed)]

@@ -240,6 +240,7 @@ class Stopwatch:
         self.seconds: dict[str, float] = {}
 
     def __call__(self, name: str) -> "Stopwatch":
+        """Choose the name that the next `with` block's seconds go to."""
         self.name = name
         return self
 

@@ -163,7 +163,9 @@ class Summary:
 
     def line(self) -> str:
         """One line for the end of the run."""
-        by = ", ".join(f"{name} {self.rejected[name]}" for name in self.names if self.rejected[name])
+        by = ", ".join(
+            f"{name} {self.rejected[name]}" for name in self.names if self.rejected[name]
+        )
         return f"curate: {self.kept} of {self.total} kept; rejected: {by or 'none'}"
 
 
