@@ -125,15 +125,20 @@ class Text(Gated):
         horizontal changes between rising and falling steps of at least `gate.step` levels
         within a window as wide as `gate.window` times its height `gate.line` (px), per row.
         """
-        grey = picture.pixels.max(axis=2).astype(np.int16) + picture.pixels.min(axis=2)
-        step = np.diff(grey // 2, axis=1)
-        sign = np.where(step >= self.gate["step"], 1, 0) - (step <= -self.gate["step"])
-        turns = _turns(sign).astype(np.float32)
         line, width = int(self.gate["line"]), int(self.gate["line"] * self.gate["window"])
-        near = cv2.boxFilter(
-            turns, -1, (width, line), normalize=False, borderType=cv2.BORDER_CONSTANT
-        )
-        return float(near.max()) / line
+        most = 0.0
+        for channel in range(3):  # letters may differ from their ground in one of them only
+            step = np.diff(picture.pixels[:, :, channel].astype(np.int16), axis=1)
+            sign = np.where(step >= self.gate["step"], 1, 0) - (step <= -self.gate["step"])
+            near = cv2.boxFilter(
+                _turns(sign).astype(np.float32),
+                -1,
+                (width, line),
+                normalize=False,
+                borderType=cv2.BORDER_CONSTANT,
+            )
+            most = max(most, float(near.max()) / line)
+        return most
 
     def examine(self, batch: Sequence[Picture]) -> list[float]:
         """Run OCR on each picture and sum the areas of its legible lines."""

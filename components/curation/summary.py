@@ -151,7 +151,7 @@ class Summary:
             f"curate/{n}": figures[n] for n in ("total", "kept", "kept_share", "synthetic_share")
         }
         flat |= {f"curate/rejected/{n}": c for n, c in figures["rejected"].items()}
-        flat |= {f"curate/seconds/{n}": s for n, s in self.seconds.items()}
+        flat |= {f"curate/cpu_seconds/{n}": s for n, s in self.seconds.items()}
         for name, gate in figures["gates"].items():
             if gate["recall"] is not None:
                 flat[f"curate/gate_recall/{name}"] = gate["recall"]
