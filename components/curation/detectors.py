@@ -126,10 +126,10 @@ class Text(Gated):
         within a window as wide as `gate.window` times its height `gate.line` (px), per row.
         """
         line, width = int(self.gate["line"]), int(self.gate["line"] * self.gate["window"])
-        most = 0.0
+        least, most = int(self.gate["step"]), 0.0
         for channel in range(3):  # letters may differ from their ground in one of them only
             step = np.diff(picture.pixels[:, :, channel].astype(np.int16), axis=1)
-            sign = np.where(step >= self.gate["step"], 1, 0) - (step <= -self.gate["step"])
+            sign = (step >= least).astype(np.int8) - (step <= -least).astype(np.int8)
             near = cv2.boxFilter(
                 _turns(sign).astype(np.float32),
                 -1,

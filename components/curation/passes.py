@@ -234,7 +234,7 @@ def use_one_thread(pixels: int) -> None:
 
 
 class Stopwatch:
-    """CPU seconds by name: `with watch("decode"): …`. They do not grow when others use the cores."""
+    """CPU seconds by name: `with watch("decode"): …`; other programs do not make them more."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
