@@ -1,0 +1,1 @@
+"""Raw shards in; filters, notions, the data contract; curated shards out."""

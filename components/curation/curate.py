@@ -49,7 +49,7 @@ def curate(
     reason); notions.parquet, cooccurrence.parquet, distributions.parquet; summary.json;
     report.html. The same shards and params give the same bytes.
     params: the composed parameters, of which `curation` and `seed` are read.
-    metrics_out: the summary's figures and the seconds of each filter.
+    metrics_out: the summary's figures and the CPU seconds of each filter, over all processes.
 
     A run that was killed goes on from the shards it had finished (a folder beside `out`,
     removed at the end). Raises UserError when there is no shard, a parameter does not fit, or
@@ -81,7 +81,7 @@ def curate(
     write_json(work / "summary.json", figures)
     write_report(work / "report.html", source, shards, job, summary)
     _publish(work, out, shards)
-    metrics = figures | {"seconds": summary.seconds}
+    metrics = figures | {"cpu_seconds": {n: round(s, 2) for n, s in summary.seconds.items()}}
     if metrics_out is not None:
         write_json(Path(metrics_out), metrics)
     tracker.log_metrics(summary.flat())
@@ -90,7 +90,7 @@ def curate(
 
 def check_settings(curation: Mapping[str, Any]) -> None:
     """Raise UserError for a setting that cannot be meant, naming it."""
-    checks = [
+    checks: list[tuple[str, Any, bool, str]] = [
         ("workers", curation["workers"], curation["workers"] >= 1, "at least 1"),
         ("limits.batch", curation["limits"]["batch"], curation["limits"]["batch"] >= 1,
          "at least 1"),
@@ -103,18 +103,25 @@ def check_settings(curation: Mapping[str, Any]) -> None:
         ("duplicates.distance", curation["duplicates"]["distance"],
          0 <= curation["duplicates"]["distance"] <= 64, "0 to 64 bits of 256"),
     ]  # fmt: skip
+    for kind, words in [
+        *curation["notions"]["attributes"].items(),
+        ("stop_words", curation["notions"]["stop_words"]),
+    ]:
+        for word in words:  # YAML reads a bare on, off, yes or no as true or false
+            checks.append((f"notions … {kind}", word, isinstance(word, str), "a word in quotes"))
     for name, value, fits, wanted in checks:
         if not fits:
             raise UserError(f"curation.{name} is {value!r}: set it to {wanted} in params/.")
 
 
-def _work_folder(
-    out: Path, shards: Sequence[Path], curation: Mapping[str, Any], seed: int
-) -> Path:
+def _work_folder(out: Path, shards: Sequence[Path], curation: Mapping[str, Any], seed: int) -> Path:
     """The folder of this input and these settings, beside `out`; older ones are removed."""
-    files = [(s.name, s.stat().st_size, s.stat().st_mtime_ns) for s in shards]
-    settings = {k: v for k, v in curation.items() if k != "contract"}
-    work = out.with_name(f"{out.name}.tmp-{hash_of([files, settings, seed])}")
+    inputs = [*shards, *(p for s in shards if (p := s.with_suffix(".parquet")).exists())]
+    files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in inputs]
+    # The number of processes changes no byte, and the contract comes later.
+    settings = {k: v for k, v in curation.items() if k not in ("workers", "contract")}
+    code = [p.read_text() for p in sorted(Path(__file__).parent.glob("*.py"))]
+    work = out.with_name(f"{out.name}.tmp-{hash_of([files, settings, seed, code])}")
     for other in out.parent.glob(f"{out.name}.tmp-{'[0-9a-f]' * 16}"):
         if other != work:
             shutil.rmtree(other, ignore_errors=True)

@@ -63,7 +63,9 @@ def find_duplicates(shards: Iterable[Path], job: Job) -> tuple[Verdicts, dict[st
     )
     for index, (first, bits) in near.items():
         why = f"{bits} bits of 256 from {places[first][1]}"
-        verdicts[places[index]] = verdict("near_duplicate", float(bits), float(rules["distance"]), why)
+        verdicts[places[index]] = verdict(
+            "near_duplicate", float(bits), float(rules["distance"]), why
+        )
     kept: dict[str, list[str]] = {stem: [] for stem in stems}
     for stem, key in places:
         if (stem, key) not in verdicts:

@@ -6,6 +6,7 @@ processes of a pass are the parallelism.
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -32,7 +33,8 @@ class Faces(Filter):
 
     def setup(self) -> None:
         """Load the cascade."""
-        self.cascade = cv2.CascadeClassifier(cv2.data.haarcascades + FACE_CASCADE)
+        folder = Path(cv2.__file__).parent / "data"
+        self.cascade = cv2.CascadeClassifier(str(folder / FACE_CASCADE))
 
     def score(self, batch: Sequence[Picture]) -> np.ndarray:
         """Count faces; `smallest` is a share of the picture's shorter side."""
@@ -76,8 +78,8 @@ class Gated(Filter):
         drawn = [uniform(self.seed, self.name, p.key) < self.gate["sample"] for p in batch]
         self.sampled = [bool(d and not s) for d, s in zip(drawn, suspect, strict=True)]
         scores = np.full(len(batch), np.nan)
-        chosen = np.flatnonzero(suspect | np.array(self.sampled, bool))
-        if len(chosen):
+        chosen = np.flatnonzero(suspect | np.array(self.sampled, bool)).tolist()
+        if chosen:
             scores[chosen] = self.examine([batch[i] for i in chosen])
         return scores
 
@@ -123,22 +125,27 @@ class Text(Gated):
         horizontal changes between rising and falling steps of at least `gate.step` levels
         within a window as wide as `gate.window` times its height `gate.line` (px), per row.
         """
-        grey = picture.pixels.max(axis=2).astype(np.int16) + picture.pixels.min(axis=2)
-        step = np.diff(grey // 2, axis=1)
-        sign = np.where(step >= self.gate["step"], 1, 0) - (step <= -self.gate["step"])
-        turns = _turns(sign).astype(np.float32)
         line, width = int(self.gate["line"]), int(self.gate["line"] * self.gate["window"])
-        near = cv2.boxFilter(
-            turns, -1, (width, line), normalize=False, borderType=cv2.BORDER_CONSTANT
-        )
-        return float(near.max()) / line
+        least, most = int(self.gate["step"]), 0.0
+        for channel in range(3):  # letters may differ from their ground in one of them only
+            step = np.diff(picture.pixels[:, :, channel].astype(np.int16), axis=1)
+            sign = (step >= least).astype(np.int8) - (step <= -least).astype(np.int8)
+            near = cv2.boxFilter(
+                _turns(sign).astype(np.float32),
+                -1,
+                (width, line),
+                normalize=False,
+                borderType=cv2.BORDER_CONSTANT,
+            )
+            most = max(most, float(near.max()) / line)
+        return most
 
     def examine(self, batch: Sequence[Picture]) -> list[float]:
         """Run OCR on each picture and sum the areas of its legible lines."""
         return [self._area(p.pixels) for p in batch]
 
     def _area(self, pixels: np.ndarray) -> float:
-        found = self.ocr(np.ascontiguousarray(pixels[:, :, ::-1]))  # rapidocr takes BGR
+        found: Any = self.ocr(np.ascontiguousarray(pixels[:, :, ::-1]))  # rapidocr takes BGR
         if found.txts is None or found.boxes is None:
             return 0.0
         area = sum(
@@ -196,5 +203,7 @@ class Nsfw(Gated):
 
 def model_filters(curation: Mapping[str, Any], seed: int) -> list[Filter]:
     """The filters that run a model, cheapest first; `faces.policy: keep` leaves faces out."""
-    faces: list[Filter] = [] if curation["faces"]["policy"] == "keep" else [Faces(curation["faces"])]
+    faces: list[Filter] = (
+        [] if curation["faces"]["policy"] == "keep" else [Faces(curation["faces"])]
+    )
     return [*faces, Text(curation["text"], seed), Nsfw(curation["nsfw"], seed)]

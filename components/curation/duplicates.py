@@ -6,6 +6,7 @@ in colour only have near hashes.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import cv2
 import imagehash
@@ -43,7 +44,7 @@ def near_pairs(hashes: np.ndarray, distance: int) -> Iterator[tuple[np.ndarray, 
         _, group = np.unique(np.packbits(bits[:, band], axis=1), axis=0, return_inverse=True)
         order = np.argsort(group, kind="stable")
         starts = np.flatnonzero(np.diff(group[order], prepend=-1, append=n + 1))
-        for first, last in zip(starts[:-1], starts[1:], strict=True):
+        for first, last in pairwise(starts):
             members = order[first:last]
             for row in range(0, len(members) if len(members) > 1 else 0, 512):
                 block = members[row : row + 512]

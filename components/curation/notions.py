@@ -65,7 +65,8 @@ class NotionFinder:
 
     def find(self, caption: str) -> list[Notion]:
         """Return the caption's notions in order, each once; entities are content words."""
-        words, found, at = tokens(caption), {}, 0
+        words, at = tokens(caption), 0
+        found: dict[Notion, None] = {}
         while at < len(words):
             for length in range(min(self.longest, len(words) - at), 0, -1):
                 notion = self.phrases.get(tuple(words[at : at + length]))

@@ -234,28 +234,29 @@ def use_one_thread(pixels: int) -> None:
 
 
 class Stopwatch:
-    """Seconds by name: `with watch("decode"): …`."""
+    """CPU seconds by name: `with watch("decode"): …`; other programs do not make them more."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     def __call__(self, name: str) -> "Stopwatch":
+        """Choose the name that the next `with` block's seconds go to."""
         self.name = name
         return self
 
     def __enter__(self) -> None:
-        self.started = time.perf_counter()
+        self.started = time.process_time()
 
     def __exit__(self, *_: object) -> None:
-        spent = time.perf_counter() - self.started
+        spent = time.process_time() - self.started
         self.seconds[self.name] = self.seconds.get(self.name, 0.0) + spent
 
     def over(self, name: str, items: Iterator[Sample]) -> Iterator[Sample]:
         """Pass items on and time how long they take to come."""
         while True:
-            started = time.perf_counter()
+            started = time.process_time()
             item = next(items, None)
-            spent = time.perf_counter() - started
+            spent = time.process_time() - started
             self.seconds[name] = self.seconds.get(name, 0.0) + spent
             if item is None:
                 return

@@ -39,9 +39,9 @@ def run_pass(
     pixels = job.curation["limits"]["pixels"]
     if workers == 1 or len(jobs) < 2:
         use_one_thread(pixels)
-        for done, (shard, its) in enumerate(jobs, done + 1):
+        for count, (shard, its) in enumerate(jobs, done + 1):
             function(shard, its)
-            progress.at(done)
+            progress.at(count)
         return
     # Forked children of a process with threads (torch, onnxruntime) can hang: start anew.
     pool = ProcessPoolExecutor(
@@ -51,9 +51,9 @@ def run_pass(
         with pool:
             futures = {pool.submit(function, shard, its): shard for shard, its in jobs}
             try:
-                for done, future in enumerate(as_completed(futures), done + 1):
+                for count, future in enumerate(as_completed(futures), done + 1):
                     future.result()
-                    progress.at(done)
+                    progress.at(count)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise

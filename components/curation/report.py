@@ -59,8 +59,8 @@ def _pictures(
 ) -> dict[tuple[str, str], str]:
     """Read the pictures at the places and return small JPEG data URIs by (shard, key)."""
     wanted: dict[str, set[str]] = defaultdict(set)
-    for _, shard, key, _ in places:
-        wanted[shard].add(key)
+    for _, stem, key, _ in places:
+        wanted[stem].add(key)
     shown: dict[tuple[str, str], str] = {}
     side = int(job.curation["report"]["thumbnail"])
     limits = job.curation["limits"]
@@ -126,8 +126,10 @@ def _gates(gates: Mapping[str, Mapping[str, Any]]) -> str:
         for n, g in gates.items()
     ]  # fmt: skip
     head = ("gate", "suspects", "found", "random others", "found", "not examined", "recall")
-    return "<h2>Gates</h2><p class=part>Recall: suspects found over all there are, estimated from "\
+    return (
+        "<h2>Gates</h2><p class=part>Recall: suspects found over all there are, estimated from "
         "the random others; in brackets its lower 95 % bound.</p>" + _table(head, rows)
+    )
 
 
 def _truth(truth: Mapping[str, Any] | None) -> str:

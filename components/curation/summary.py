@@ -151,7 +151,7 @@ class Summary:
             f"curate/{n}": figures[n] for n in ("total", "kept", "kept_share", "synthetic_share")
         }
         flat |= {f"curate/rejected/{n}": c for n, c in figures["rejected"].items()}
-        flat |= {f"curate/seconds/{n}": s for n, s in self.seconds.items()}
+        flat |= {f"curate/cpu_seconds/{n}": s for n, s in self.seconds.items()}
         for name, gate in figures["gates"].items():
             if gate["recall"] is not None:
                 flat[f"curate/gate_recall/{name}"] = gate["recall"]
@@ -163,7 +163,9 @@ class Summary:
 
     def line(self) -> str:
         """One line for the end of the run."""
-        by = ", ".join(f"{name} {self.rejected[name]}" for name in self.names if self.rejected[name])
+        by = ", ".join(
+            f"{name} {self.rejected[name]}" for name in self.names if self.rejected[name]
+        )
         return f"curate: {self.kept} of {self.total} kept; rejected: {by or 'none'}"
 
 

@@ -1,0 +1,298 @@
+"""Curation from shards to shards, on a few drawn pictures."""
+
+import copy
+import hashlib
+import io
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from components.curation import pool
+from components.curation.contract import check
+from components.curation.curate import curate
+from components.curation.pictures import DamagedPicture, decode
+from components.curation.shards import read_shard, write_shard
+from components.errors import UserError
+from components.tracking import Tracker
+
+SETTINGS = {
+    "workers": 1,
+    "limits": {"picture_bytes": 1 << 20, "text_bytes": 4096, "pixels": 1 << 20, "batch": 8},
+    "caption": {"letters": 3},
+    "resolution": {"shorter_side": 96},
+    "aspect": {"ratio": 3.0},
+    "contrast": {"levels": 24.0},
+    "noise": {"levels": 12.0},
+    "sharpness": {"ratio": 0.25},
+    "duplicates": {"distance": 12, "colour": 6.0},
+    "faces": {"policy": "tag", "smallest": 0.15, "scale_factor": 1.2, "neighbours": 4},
+    "text": {
+        "area": 0.0, "line_score": 0.7, "characters": 3, "detector_side": 256,
+        "gate": {"threshold": 0.0, "step": 24, "line": 10, "window": 5, "sample": 0.0},
+    },
+    "nsfw": {"probability": 0.5, "gate": {"threshold": 0.0, "sample": 0.0}},
+    "synthetic": {"share": 0.3},
+    "notions": {
+        "least": 1, "entities": 10, "side_bin": 64, "aspect_bin": 0.25,
+        "attributes": {"numeral": ["two"], "colour": ["red", "blue"], "relation": ["left of"]},
+        "stop_words": ["a", "photo", "of"],
+    },
+    "contract": {"rows": 4, "tail": 1, "required": ["red"], "examples": 3},
+    "report": {"pictures": 4, "thumbnail": 48},
+}  # fmt: skip
+COLOURS = {"red": (216, 32, 36), "blue": (36, 64, 214), "yellow": (244, 214, 40)}
+
+
+def params(**changes: dict) -> dict:
+    settings = copy.deepcopy(SETTINGS)
+    for name, value in changes.items():
+        settings[name] = settings[name] | value if isinstance(value, dict) else value
+    return {"seed": 0, "curation": settings}
+
+
+def scene(seed: int, width: int = 144, height: int = 128) -> tuple[np.ndarray, str]:
+    """A picture of two circles, anti-aliased, with a little noise, and its colour."""
+    rng = np.random.default_rng(seed)
+    name = list(COLOURS)[seed % len(COLOURS)]
+    pixels = np.full((height, width, 3), 110 + seed % 7 * 6, np.uint8)
+    for _ in range(2):
+        x, y = int(rng.integers(25, width - 25)), int(rng.integers(25, height - 25))
+        cv2.circle(pixels, (x, y), int(rng.integers(12, 24)), COLOURS[name], -1, cv2.LINE_AA)
+    noisy = pixels + rng.normal(0, 1.5, pixels.shape)
+    return np.clip(noisy, 0, 255).astype(np.uint8), name
+
+
+def png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def members(pixels: np.ndarray, caption: str, defect: str | None = None, **meta: object) -> dict:
+    meta = {"caption": caption, "source": "tests", "scene": {"defect": defect}} | meta
+    return {"png": png(pixels), "txt": caption.encode(), "json": json.dumps(meta).encode()}
+
+
+def sound(seed: int, **meta: object) -> dict:
+    pixels, colour = scene(seed)
+    return members(pixels, f"a photo of two {colour} circles", **meta)
+
+
+def lettered() -> np.ndarray:
+    pixels, _ = scene(50, 224, 160)
+    cv2.putText(pixels, "MODERN", (30, 90), cv2.FONT_HERSHEY_SIMPLEX, 1.1, (250, 250, 250), 3)
+    return pixels
+
+
+def raw(folder: Path, shards: int = 3) -> Path:
+    """Shards of six sound pictures and, in the first, one of each defect."""
+    folder.mkdir(parents=True)
+    for shard in range(shards):
+        samples = [(f"{shard:05d}{i:04d}", sound(10 * shard + i)) for i in range(6)]
+        if shard == 0:
+            pixels, _ = scene(1)
+            rng = np.random.default_rng(0)
+            noisy = np.clip(pixels + rng.normal(0, 40, pixels.shape), 0, 255).astype(np.uint8)
+            bad = {
+                "small": pixels[:64, :64],
+                "long": np.concatenate([pixels] * 4, axis=1),
+                "blank": np.full_like(pixels, 128),
+                "noisy": noisy,
+                "blurred": cv2.GaussianBlur(scene(60)[0], (0, 0), 4),
+                "text": lettered(),
+                "repeated": pixels,
+                "near": np.clip(pixels.astype(int) + 2, 0, 255).astype(np.uint8),
+            }
+            for i, (defect, image) in enumerate(bad.items()):
+                samples.append((f"{shard:05d}{i + 100:04d}", members(image, "a red ring", defect)))
+            broken = members(pixels, "cut off", "damaged")
+            broken["png"] = broken["png"][: len(broken["png"]) // 2]
+            samples += [("000000200", broken), ("000000201", members(scene(70)[0], "", "mute"))]
+        write_shard(folder / f"{shard:05d}.tar", samples)
+    return folder
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def curated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("curation")
+    curate(raw(folder / "data"), folder / "curated", params(), Tracker(), folder / "curate.json")
+    return folder / "curated"
+
+
+def test_each_defect_is_rejected_by_its_filter(curated: Path) -> None:
+    rejects = pd.read_parquet(curated / "rejects.parquet").set_index("key")
+    wanted = ["resolution", "aspect", "contrast", "noise", "sharpness", "text"]
+    wanted += ["exact_duplicate", "near_duplicate"]
+    for i, name in enumerate(wanted):
+        row = rejects.loc[f"00000{i + 100:04d}"]
+        assert row["filter"] == name, (name, row.to_dict())
+        assert row["reason"]
+    assert rejects.loc["000000200", "filter"] == "damaged"
+    assert rejects.loc["000000201", "filter"] == "caption"
+    truth = json.loads((curated / "summary.json").read_text())["ground_truth"]
+    assert truth["sound"] == {"count": 18, "passed": 18, "share": 1.0, "rejected_by": {}}
+    assert all(row["recall"] == 1 for row in truth["defects"].values())
+
+
+def test_manifest_and_shards_agree(curated: Path) -> None:
+    manifest = pd.read_parquet(curated / "manifest.parquet")
+    assert len(manifest) == 18 and manifest["key"].is_unique
+    for stem, rows in manifest.groupby("shard"):
+        samples = list(read_shard(curated / f"{stem}.tar", SETTINGS["limits"]))
+        assert [s.key for s in samples] == list(rows["key"])
+        for sample, row in zip(samples, rows.itertuples(), strict=True):
+            assert hashlib.sha256(sample.members["png"]).hexdigest() == row.sha256
+            assert sample.caption == row.caption and (row.width, row.height) == (144, 128)
+    red = manifest["caption"].str.contains("red")
+    assert (manifest["notion_red"] == red).all() and manifest["notion_circle"].all()
+    assert "two" in manifest.loc[0, "notion_words"]
+
+
+def test_report_is_whole_and_offline(curated: Path) -> None:
+    page = (curated / "report.html").read_text()
+    assert "data:image/jpeg" in page and "data:image/png" in page
+    assert "http" not in page.replace("data:", "")
+
+
+def test_killed_run_goes_on_in_two_processes_and_gives_the_same_bytes(
+    curated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = curated.parent / "data"
+    done: list[str] = []
+    judge, ending = pool.PASSES["judge"]
+
+    def killed(shard: Path, job: pool.Job) -> None:
+        if done:
+            raise KeyboardInterrupt
+        done.append(shard.stem)
+        judge(shard, job)
+
+    monkeypatch.setitem(pool.PASSES, "judge", (killed, ending))
+    with pytest.raises(KeyboardInterrupt):
+        curate(data, tmp_path / "out", params(), Tracker())
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setitem(pool.PASSES, "judge", (judge, ending))
+    curate(data, tmp_path / "out", params(workers=2), Tracker())
+    assert digest(tmp_path / "out") == digest(curated)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_damaged_shard_loses_only_what_is_damaged(tmp_path: Path) -> None:
+    shard = tmp_path / "00001.tar"
+    keys = [f"00001{i:04d}" for i in range(8)]
+    write_shard(shard, [(key, sound(i)) for i, key in enumerate(keys)])
+    table = pd.DataFrame({"key": [*keys, "000010099"]})
+    table["error_message"] = [None] * 8 + ["HTTP Error 404"]
+    table.to_parquet(tmp_path / "00001.parquet")
+    data = bytearray(shard.read_bytes())
+    at = data.index(b"000010002.png")
+    data[at : at + 512] = b"\xff" * 512  # the header of the third picture
+    shard.write_bytes(bytes(data[: data.index(b"000010006.txt")]))  # and the end cut off
+    samples = {s.key: s for s in read_shard(shard, SETTINGS["limits"])}
+    whole = {key for key, s in samples.items() if not s.error}
+    assert {keys[i] for i in (0, 1, 3, 4, 5)} <= whole
+    lost = {key: s.error for key, s in samples.items() if s.error}
+    assert set(lost) == {f"@{at}", keys[2], keys[7], "000010099"}
+    assert lost["000010099"] == "HTTP Error 404" and "absent" in lost[keys[7]]
+
+
+def test_hostile_members_are_refused_and_listed(tmp_path: Path) -> None:
+    shard = tmp_path / "00000.tar"
+    with tarfile.open(shard, "w") as tar:
+
+        def add(name: str, data: bytes, kind: bytes = tarfile.REGTYPE) -> None:
+            info = tarfile.TarInfo(name)
+            info.size, info.type = len(data), kind
+            tar.addfile(info, io.BytesIO(data))
+
+        for path in ("../../etc/passwd.jpg", "/abs.png", "a/b.png", "..", ".png"):
+            add(path, b"x")
+        add("link.png", b"", tarfile.SYMTYPE)
+        add("huge.png", b"x" * (SETTINGS["limits"]["picture_bytes"] + 1))
+        add("deep.png", b"x")
+        add("deep.json", b"[" * 4000)
+        for extension, data in sound(1).items():
+            add(f"good.{extension}", data)
+        for extension, data in sound(2).items():
+            add(f"other.{extension}", data)
+        add("good.png", b"again")
+    samples = list(read_shard(shard, SETTINGS["limits"]))
+    assert [s.key for s in samples if not s.error] == ["good", "other"]
+    errors = " | ".join(s.error for s in samples)
+    for words in (
+        "'../../etc/passwd.jpg' refused",
+        "'a/b.png' refused",
+        "link",
+        "limit",
+        "repeats",
+    ):
+        assert words in errors
+
+
+@pytest.mark.parametrize("kind", ["bomb", "text", "cut", "gif"])
+def test_pictures_that_are_none_are_refused(kind: str) -> None:
+    good = png(scene(1)[0])
+    buffer = io.BytesIO()
+    Image.new("1", (4000, 4000)).save(buffer, "GIF" if kind == "gif" else "PNG")
+    data = {
+        "bomb": buffer.getvalue(),
+        "gif": buffer.getvalue(),
+        "text": b"hello",
+        "cut": good[:900],
+    }
+    with pytest.raises(DamagedPicture):
+        decode(data[kind], SETTINGS["limits"])
+
+
+def test_contract_holds_and_breaks(curated: Path, tmp_path: Path) -> None:
+    check(curated, tmp_path / "metrics.json", tmp_path / "docs", params(), Tracker())
+    assert json.loads((tmp_path / "metrics.json").read_text())["success"] is True
+    assert (tmp_path / "docs/index.html").is_file()
+    assert not [p for p in (tmp_path / "docs").rglob("*") if "2026" in p.name]
+
+    bad = tmp_path / "curated"
+    shutil.copytree(curated, bad)
+    manifest = pd.read_parquet(bad / "manifest.parquet")
+    manifest.loc[3, "score_noise"] = 99.0
+    manifest.to_parquet(bad / "manifest.parquet")
+    with pytest.raises(UserError, match=r"expect_column_values_to_be_between\(score_noise.*1 of"):
+        check(bad, tmp_path / "metrics.json", tmp_path / "docs", params(), Tracker())
+    failed = json.loads((tmp_path / "metrics.json").read_text())["failed"]
+    assert len(failed) == 1 and failed[0]["examples"] == [f"{manifest.loc[3, 'key']}: 99.0"]
+
+    rare = params(contract={"tail": 9, "required": ["blue", "violet"]})
+    with pytest.raises(UserError, match=r"expect_column_to_exist\(notion_violet"):
+        check(curated, tmp_path / "metrics.json", tmp_path / "docs", rare, Tracker())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"faces": {"policy": "maybe"}}, "curation.faces.policy is 'maybe'"),
+        ({"synthetic": {"share": 2}}, "curation.synthetic.share is 2"),
+        ({"workers": 0}, "curation.workers is 0"),
+    ],
+)
+def test_bad_settings_are_named(tmp_path: Path, change: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        curate(tmp_path, tmp_path / "out", params(**change), Tracker())
+
+
+def test_no_shards_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No shard in"):
+        curate(tmp_path, tmp_path / "out", params(), Tracker())

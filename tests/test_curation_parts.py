@@ -1,0 +1,170 @@
+"""Parts of curation one by one: scores, gates, duplicates, notions, the cap."""
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from components.curation.decisions import cap_synthetic
+from components.curation.detectors import Faces, Nsfw, Text, uniform
+from components.curation.duplicates import (
+    near_duplicates,
+    near_pairs,
+    perceptual_hash,
+    thumbnail,
+)
+from components.curation.filters import Picture, aspect, contrast, noise, sharpness
+from components.curation.notions import Notion, NotionFinder, NotionTables, choose, column
+from components.curation.summary import _gate
+from tests.test_curation import SETTINGS, lettered, scene
+
+
+def picture(pixels: np.ndarray, caption: str = "a ring") -> Picture:
+    return Picture("000000000", pixels, caption, {})
+
+
+def test_noise_is_measured_in_levels() -> None:
+    plain = np.full((128, 160, 3), 128.0)
+    plain[:, 80:] = 40  # an edge is no noise
+    for sigma in (4.0, 12.0):
+        grey = np.random.default_rng(0).normal(0, sigma, (128, 160, 1))
+        assert noise(picture(np.clip(plain + grey, 0, 255).astype(np.uint8))) == pytest.approx(
+            sigma, rel=0.1
+        )
+
+
+def test_sharpness_falls_with_blur_and_not_with_contrast() -> None:
+    pixels, _ = scene(3)
+    faint = (pixels.astype(float) * 0.4 + 60).astype(np.uint8)
+    scores = [
+        sharpness(picture(cv2.GaussianBlur(pixels, (0, 0), s) if s else pixels)) for s in (0, 2, 4)
+    ]
+    assert scores[0] > 0.3 > scores[1] > scores[2]
+    assert sharpness(picture(faint)) == pytest.approx(scores[0], abs=0.12)
+
+
+def test_contrast_and_aspect() -> None:
+    blank = np.full((64, 200, 3), 90, np.uint8)
+    assert contrast(picture(blank)) == 0 and contrast(picture(scene(1)[0])) > 60
+    assert aspect(picture(blank)) == 3.125
+
+
+def test_text_gate_and_reader() -> None:
+    text = Text(SETTINGS["text"], seed=0)
+    assert text.gate_score(picture(lettered())) > 2 * text.gate_score(picture(scene(4)[0]))
+    text.setup()
+    scores = text.score([picture(lettered()), picture(scene(4)[0])])
+    assert 0.02 < scores[0] < 0.5 and scores[1] == 0
+    assert text.keeps(scores).tolist() == [False, True]
+    assert text.keeps(np.array([np.nan])).all()
+
+
+def test_gate_examines_suspects_and_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    nsfw = Nsfw({"probability": 0.5, "gate": {"threshold": 0.5, "sample": 0.2}}, seed=0)
+    monkeypatch.setattr(nsfw, "examine", lambda batch: [0.9] * len(batch))
+    grey = np.full((32, 32, 3), 80, np.uint8)
+    blue = np.full((32, 32, 3), (20, 40, 220), np.uint8)
+    batch = [Picture(f"{i:09d}", grey if i < 20 else blue, "", {}) for i in range(320)]
+    scores = nsfw.score(batch)
+    assert not np.isnan(scores[:20]).any()
+    assert sum(nsfw.sampled) == (~np.isnan(scores[20:])).sum() and 30 < sum(nsfw.sampled) < 90
+    assert np.isnan(nsfw.score(batch[::-1])[::-1]).tolist() == np.isnan(scores).tolist()
+
+
+def test_gate_recall_counts_what_the_sample_found() -> None:
+    counts = {
+        "suspects": 50,
+        "suspects_found": 40,
+        "sampled": 100,
+        "sampled_found": 1,
+        "passed": 900,
+    }
+    gate = _gate(counts)
+    assert gate["recall"] == 0.8  # 40 found, 1 % of 1000 missed
+    assert gate["recall_low"] < 0.6
+
+
+def test_faces_policies() -> None:
+    rules = SETTINGS["faces"]
+    drop, tag = Faces(rules | {"policy": "drop"}), Faces(rules)
+    drop.setup()
+    assert drop.score([picture(scene(2)[0])]).tolist() == [0]
+    found = np.array([0.0, 1.0])
+    assert drop.keeps(found).tolist() == [True, False] and tag.keeps(found).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 20))
+def test_banded_search_finds_every_near_pair(seed: int, distance: int) -> None:
+    rng = np.random.default_rng(seed)
+    hashes = rng.integers(0, 256, (24, 32), np.uint8)
+    for i in range(12):  # near ones: flip some bits of an earlier hash
+        bits = np.unpackbits(hashes[i])
+        bits[rng.choice(256, rng.integers(0, 24), replace=False)] ^= 1
+        hashes[12 + i] = np.packbits(bits)
+    found = {(int(i), int(j)) for a, b in near_pairs(hashes, distance) for i, j in zip(a, b)}  # noqa: B905
+    unlike = np.bitwise_count(hashes[:, None] ^ hashes[None]).sum(axis=2)
+    assert found == {
+        (i, j) for i in range(24) for j in range(i + 1, 24) if unlike[i, j] <= distance
+    }
+
+
+def test_first_of_near_duplicates_stays_and_colour_counts() -> None:
+    pixels, _ = scene(1)
+    brighter = np.clip(pixels.astype(int) + 2, 0, 255).astype(np.uint8)
+    recoloured = np.ascontiguousarray(pixels[:, :, ::-1])
+    images = [pixels, scene(2)[0], brighter, recoloured]
+    hashes = np.array([np.frombuffer(perceptual_hash(p), np.uint8) for p in images])
+    thumbs = np.array([np.frombuffer(thumbnail(p), np.uint8) for p in images])
+    dropped = near_duplicates(hashes, thumbs, 12, 6.0)
+    assert set(dropped) == {2} and dropped[2][0] == 0
+
+
+@given(st.integers(0, 200), st.integers(0, 200), st.floats(0, 1))
+def test_cap_keeps_as_many_synthetic_as_the_share_allows(
+    real: int, synthetic: int, share: float
+) -> None:
+    places = {("00000", str(i)): uniform(0, "synthetic", str(i)) for i in range(synthetic)}
+    left = synthetic - len(cap_synthetic(real, places, share))
+    assert left <= share * (left + real) + 1e-6
+    if left < synthetic:
+        assert left + 1 > share * (left + 1 + real) - 1e-6
+
+
+def finder() -> NotionFinder:
+    attributes = {
+        "relation": ["left of", "to the left of", "above"],
+        "colour": ["blue", "dark blue"],
+        "numeral": ["two"],
+        "shape": ["cross"],
+    }
+    return NotionFinder({"attributes": attributes, "stop_words": ["a", "the", "of", "photo"]})
+
+
+def test_longest_match_wins_and_plurals_fold() -> None:
+    words = [
+        n.word for n in finder().find("A photo of two dark blue crosses to the left of the boxes")
+    ]
+    assert words == ["two", "dark blue", "cross", "to the left of", "box"]
+    assert [n.word for n in finder().find("left of blue")] == ["left of", "blue"]
+    assert finder().find("") == []
+
+
+def test_columns_are_safe_and_one_a_name() -> None:
+    assert column("to the left of") == "notion_to_the_left_of"
+    assert column("teddy-bear's") == "notion_teddy_bear_s"
+    counts = {Notion("red", "colour"): 9, Notion("ring", "entity"): 7, Notion("rare", "entity"): 1}
+    counts |= {Notion("red", "entity"): 8, Notion("box", "entity"): 5}
+    assert [n.word for n in choose(counts, 2, 2)] == ["red", "ring"]
+
+
+def test_notion_tables_count_pairs_and_sizes() -> None:
+    tables = NotionTables([Notion("red", "colour"), Notion("ring", "entity")])
+    present = np.array([[True, True], [True, False], [True, True]])
+    tables.add(present, [("web", 128, 128), ("web", 192, 128), ("lab", 130, 200)])
+    assert tables.frequencies()["count"].tolist() == [3, 2]
+    assert tables.cooccurrence()["count"].tolist() == [2]
+    sizes = tables.distributions(64, 0.25).set_index(["source", "quantity", "low"])["count"]
+    assert sizes["web", "shorter_side", 128.0] == 2 and sizes["web", "aspect", 1.5] == 1
+    assert sizes["lab", "aspect", 0.5] == 1
