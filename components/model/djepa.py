@@ -168,14 +168,14 @@ class DJEPA(nn.Module):
 
     def save_pretrained(self, folder: Path) -> None:
         """Write config.json and the weights as diffusers names them."""
-        from components.model.folder import save_part
+        from components.parts import save_part
 
         save_part(folder, self, asdict(self.config))
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> "DJEPA":
         """Read what `save_pretrained` wrote; UserError names what is missing or unfit."""
-        from components.model.folder import load_part
+        from components.parts import load_part
 
         return load_part(folder, lambda config: cls(DJEPAConfig(**config)))
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from components.model.folder import load_part, save_part
+from components.parts import load_part, save_part
 
 
 class PatchTokenizer(nn.Module):
