@@ -16,7 +16,7 @@ import yaml
 
 from components.compose import load
 from components.errors import UserError
-from components.files import hash_of, read_json, write_json
+from components.files import hash_of
 from components.home import djepa_home
 from components.tracking import Tracker, complete_parent, remember, stage_run
 
@@ -63,8 +63,7 @@ def _encode(call: Call) -> Path:
     from components.tokens.encode import encode
 
     metrics = METRICS / "encode.json"
-    encode(CURATED, ENCODED, call.params, call.tracker)
-    write_json(metrics, read_json(ENCODED / "summary.json"))
+    encode(CURATED, ENCODED, metrics, call.params, call.tracker)
     return metrics
 
 
