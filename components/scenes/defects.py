@@ -48,7 +48,7 @@ def lettering(pixels: Pixels, rng: np.random.Generator, settings: Settings) -> P
     edge = 2 * int(settings["outline"])
     fitting = []
     for word in settings["words"]:
-        x1, y1, x2, y2 = font.getbbox(word)
+        x1, y1, x2, y2 = (round(v) for v in font.getbbox(word))
         if x2 - x1 + 2 * edge <= image.width and y2 - y1 + 2 * edge <= image.height:
             fitting.append((word, x1, y1, x2 - x1, y2 - y1))
     if not fitting:
@@ -93,7 +93,7 @@ def noisy(pixels: Pixels, rng: np.random.Generator, settings: Settings) -> Pixel
 
 def blank(pixels: Pixels, rng: np.random.Generator, settings: Settings) -> Pixels:
     """One colour and nothing else, or a faint gradient; `settings["spread"]` is its most levels."""
-    height, width, _ = pixels.shape
+    width = pixels.shape[1]
     color = rng.uniform(0, 255, size=3)
     # Half are perfectly flat.
     spread = max(0.0, rng.uniform(-1, 1)) * settings["spread"]

@@ -41,4 +41,5 @@ def draw_scene(scene: Scene, width: int, height: int, rng: np.random.Generator) 
         alpha = coverage(thing.shape, local, x2 - x1, y2 - y1)[..., None]
         window = canvas[y1:y2, x1:x2]
         canvas[y1:y2, x1:x2] = window + alpha * (color - window)
-    return np.clip(np.floor(canvas + 0.5), 0, 255).astype(np.uint8)
+    canvas += 0.5
+    return np.clip(canvas, 0, 255, out=canvas).astype(np.uint8)

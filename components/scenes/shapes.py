@@ -79,5 +79,5 @@ def coverage(shape: str, box: tuple[float, float, float, float], width: int, hei
     x = np.arange(width) + 0.5 - (x1 + x2) / 2
     y = np.arange(height) + 0.5 - (y1 + y2) / 2
     half_w, half_h = max((x2 - x1) / 2, 1e-6), max((y2 - y1) / 2, 1e-6)
-    distance = DISTANCE[shape](x[None, :], y[:, None], half_w, half_h)
+    distance = DISTANCE[shape](np.asarray(x)[None, :], np.asarray(y)[:, None], half_w, half_h)
     return np.clip(0.5 - distance, 0.0, 1.0)
