@@ -7,7 +7,7 @@ blob's moments, agrees best with the blob; `none of them` competes.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -115,7 +115,8 @@ class SceneDetector:
         near = ndimage.binary_dilation(mask[rows, cols])
         patch = np.where(near, alpha[rows, cols], 0.0)
         patch = np.clip(patch / np.quantile(patch[mask[rows, cols]], 0.75), 0, 1)
-        fits = {shape: self._fit(shape, patch) for shape in self.shapes}
+        moments = _moments(patch)
+        fits = {shape: self._fit(shape, patch, moments) for shape in self.shapes}
         costs = np.array([cost for cost, _, _ in fits.values()] + [self.settings["none"]])
         chance = np.exp(-(costs - costs.min()) / self.settings["temperature"])
         chance /= chance.sum()
@@ -130,10 +131,12 @@ class SceneDetector:
             (x1 + dx, y1 + dy, x2 + dx, y2 + dy),
         )
 
-    def _fit(self, shape: str, patch: Array) -> tuple[float, float, Box]:
+    def _fit(
+        self, shape: str, patch: Array, moments: tuple[float, float, float, float]
+    ) -> tuple[float, float, Box]:
         """Cost, overlap and box of `shape` when its moments are the patch's."""
         height, width = patch.shape
-        x, y, sx, sy = _moments(patch)
+        x, y, sx, sy = moments
         mx, my, ux, uy = self._unit_moments[shape]
         w, h = sx / ux, sy / uy
         box = (x - mx * w, y - my * h, x - mx * w + w, y - my * h + h)
@@ -167,23 +170,30 @@ def _moments(patch: Array) -> tuple[float, float, float, float]:
     return x, y, max(sx, 0.3), max(sy, 0.3)
 
 
+@cache
+def _plane_basis(height: int, width: int) -> Array:
+    """1, x and y of each pixel, (height·width, 3)."""
+    x = np.arange(width) / width - 0.5
+    y = np.arange(height) / height - 0.5
+    ones = np.ones((height, width))
+    return np.stack([ones, ones * x, ones * y[:, None]], -1).reshape(-1, 3)
+
+
 def _background(pixels: Array) -> Array:
     """A plane for each channel, fitted to the pixels near it; starts from the border's median."""
     height, width = pixels.shape[:2]
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    x = np.arange(width) / width - 0.5
-    y = np.arange(height) / height - 0.5
-    basis = np.stack(
-        [np.ones((height, width)), np.tile(x, (height, 1)), np.tile(y[:, None], (1, width))], -1
-    ).reshape(-1, 3)
+    basis = _plane_basis(height, width)
     flat = pixels.reshape(-1, 3)
-    plane = np.tile(np.median(border, axis=0), (height * width, 1))
-    for reach in (48.0, 32.0, 24.0):
-        inside = ((flat - plane) ** 2).sum(-1) < reach**2
+    away = flat - np.median(border, axis=0)
+    plane = flat - away
+    for reach in (48.0, 28.0):
+        inside = np.einsum("nc,nc->n", away, away) < reach**2
         if inside.sum() < 0.1 * len(flat):
             break
         a = basis[inside]
         plane = basis @ np.linalg.solve(a.T @ a + 1e-6 * np.eye(3), a.T @ flat[inside])
+        away = flat - plane
     return plane.reshape(pixels.shape)
 
 

@@ -1,0 +1,142 @@
+"""Win rate of a model over a baseline on the same prompts, by an automatic judge.
+
+The paper's three questions in order of priority (prompt adherence, coherence, realism; the next
+one counts only after "same"); win rate = (better + 0.5 · same) / (better + same + worse).
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from components.errors import UserError
+from components.evaluation.detector import Blob, SceneDetector, self_test
+from components.evaluation.folder import Sample, read_folder
+from components.evaluation.geneval import SCORE_THRESHOLD, clauses
+from components.evaluation.statistics import spread
+from components.files import write_json
+from components.progress import Progress
+from components.scenes.tasks import TASKS
+from components.scenes.world import World
+from components.tracking import Tracker
+
+JUDGE = "embedded detector, three questions: adherence, coherence, realism"
+Answers = tuple[float, float, float, float]
+
+
+def answers(metadata: Mapping[str, Any], blobs: Sequence[Blob]) -> Answers:
+    """What the judge measures on one picture, larger is better, in order of priority.
+
+    Adherence: GenEval's verdict (0 or 1), then the share of its clauses met. Coherence: minus
+    the number of patches that are no known shape and of objects not asked for. Realism: mean
+    overlap of the objects with their ideal drawing, 0 where there is none.
+    """
+    detections: dict[str, list[list[Any]]] = {}
+    for blob in blobs:
+        detections.setdefault(blob.shape, []).append([*blob.box, blob.score, blob.color])
+    met = [ok for ok, _ in clauses(metadata, detections)]
+    asked = Counter({c["class"]: 0 for c in metadata["include"]})
+    for clause in metadata["include"]:
+        asked[clause["class"]] += clause["count"]
+    known = Counter(b.shape for b in blobs if b.score > SCORE_THRESHOLD)
+    strange = len(blobs) - known.total() + (known - asked).total()
+    realism = sum(b.fit for b in blobs) / len(blobs) if blobs else 0.0
+    return float(all(met)), sum(met) / len(met), -float(strange), realism
+
+
+def verdict(a: Answers, b: Answers, margin: float) -> int:
+    """1 when A is better, 0 for the same, −1 when worse; the first difference decides.
+
+    Args:
+        a, b: from `answers`.
+        margin: realism nearer than this is the same.
+    """
+    for i in range(3):
+        if a[i] != b[i]:
+            return 1 if a[i] > b[i] else -1
+    if abs(a[3] - b[3]) > margin:
+        return 1 if a[3] > b[3] else -1
+    return 0
+
+
+def compare(
+    samples: Path,
+    baseline: Path,
+    metrics_out: Path,
+    params: Mapping[str, Any],
+    tracker: Tracker,
+) -> dict[str, Any]:
+    """Judge two evaluation folders picture by picture and write the win rate of the first.
+
+    Writes `metrics_out`: win_rate, low, high (95 %, bootstrap clustered by prompt), better, same,
+    worse, n, judge, model, baseline, tasks (win rate of each).
+
+    Raises:
+        UserError: the folders hold other prompts or pictures.
+    """
+    settings = params["evaluation"]
+    world = World.from_params(params["data"])
+    detector = SceneDetector(world, settings["detector"])
+    ours, theirs = read_folder(samples), read_folder(baseline)
+    if [(s.filename, s.metadata) for s in ours] != [(s.filename, s.metadata) for s in theirs]:
+        raise UserError(
+            f"{samples} and {baseline} hold pictures of other prompts; evaluate both with the "
+            "same evaluation parameters first."
+        )
+    tested: set[tuple[int, int]] = set()
+
+    def judge(sample: Sample) -> Answers:
+        image = sample.open()
+        if image.size not in tested:
+            self_test(world, detector, *image.size)
+            tested.add(image.size)
+        return answers(sample.metadata, detector.blobs(image))
+
+    verdicts = []
+    progress = Progress(f"judging {samples.name} against {baseline.name}", len(ours), "pairs")
+    for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        verdicts.append(verdict(judge(a), judge(b), float(settings["realism_margin"])))
+        progress.at(i + 1)
+    outcome = win_rate(ours, verdicts, settings)
+    outcome |= {"judge": JUDGE, "model": samples.name, "baseline": baseline.name}
+    write_json(metrics_out, outcome)
+    tracker.log_metrics({"win_rate": outcome["win_rate"]})
+    print(
+        f"{samples.name} against {baseline.name}: win rate {outcome['win_rate']:.3f} "
+        f"[{outcome['low']:.3f}, {outcome['high']:.3f}], {outcome['better']} better, "
+        f"{outcome['same']} same, {outcome['worse']} worse",
+        flush=True,
+    )
+    return outcome
+
+
+def win_rate(
+    samples: Sequence[Sample], verdicts: Sequence[int], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """(better + 0.5 · same) / all, with its interval and by task."""
+    points = [(v + 1) / 2 for v in verdicts]
+    names = [s.metadata["tag"] for s in samples]
+    # All pairs count alike, so to the bootstrap they are one task.
+    whole = spread(
+        points,
+        ["all"] * len(points),
+        [s.metadata["prompt"] for s in samples],
+        int(settings["bootstrap"]),
+        int(settings["seed"]),
+    )
+    by_task = {
+        task: [p for p, name in zip(points, names, strict=True) if name == task]
+        for task in TASKS
+        if task in names
+    }
+    return {
+        "win_rate": round(whole.mean, 4),
+        "low": round(whole.low, 4),
+        "high": round(whole.high, 4),
+        "stderr": round(whole.stderr, 4),
+        "better": verdicts.count(1),
+        "same": verdicts.count(0),
+        "worse": verdicts.count(-1),
+        "n": len(verdicts),
+        "tasks": {task: round(sum(v) / len(v), 4) for task, v in by_task.items()},
+    }

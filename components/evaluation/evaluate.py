@@ -1,0 +1,179 @@
+"""Draws a benchmark's pictures with a model and scores them."""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from components.errors import UserError
+from components.evaluation.folder import write_prompt
+from components.evaluation.grid import grid
+from components.evaluation.scoring import Scored, score_folder
+from components.files import atomic_folder, write_json
+from components.progress import Progress
+from components.scenes.tasks import TASKS, Metadata
+from components.scenes.world import World
+from components.tracking import Tracker
+
+
+class Pipeline(Protocol):
+    """What is used of a text-to-image pipeline."""
+
+    def __call__(self, prompts: list[str], **settings: Any) -> Any:
+        """Returns an object with `images`: a list of PIL pictures, one a prompt."""
+
+
+def load_pipeline(model: Path) -> Pipeline:
+    """The diffusers pipeline of `models/NAME`."""
+    from components.model import DJEPAPipeline  # type: ignore[attr-defined]
+
+    return DJEPAPipeline.from_pretrained(model)
+
+
+def benchmark(world: World, settings: Mapping[str, Any]) -> list[tuple[Metadata, int]]:
+    """The prompts and how many pictures of each.
+
+    `pictures` for each task and split, spread over at most pictures / images prompts. A split
+    with fewer prompts gets more pictures of each.
+    """
+    rng = np.random.default_rng(int(settings["seed"]))
+    pictures, images = int(settings["pictures"]), int(settings["images"])
+    chosen: list[tuple[Metadata, int]] = []
+    for task in TASKS:
+        for split in ("seen", "held_out"):
+            prompts = world.prompts(split, task)
+            n = min(len(prompts), max(pictures // images, 1))
+            picked = [prompts[int(i)] for i in rng.permutation(len(prompts))[:n]]
+            chosen += [(m, pictures // n + (i < pictures % n)) for i, m in enumerate(picked)]
+    return [(metadata, count) for metadata, count in chosen if count]
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`48x32` → (48, 32): width and height in pixels."""
+    try:
+        width, height = (int(part) for part in str(text).split("x"))
+    except ValueError:
+        raise UserError(f"'{text}' is no size: give WIDTHxHEIGHT, such as 32x32.") from None
+    return width, height
+
+
+def draw(
+    pipeline: Pipeline, chosen: Sequence[tuple[Metadata, int]], out: Path, settings: Mapping
+) -> None:
+    """Draw each prompt's pictures into `out` in GenEval's layout; a seed a picture."""
+    width, height = parse_size(settings["size"])
+    jobs = []
+    for index, (metadata, count) in enumerate(chosen):
+        folder = write_prompt(out, index, metadata)
+        jobs += [(metadata["prompt"], folder / f"{i:04d}.png") for i in range(count)]
+    first = int(settings["seed"]) * 1_000_000
+    batch = int(settings["batch_size"])
+    progress = Progress(f"drawing {out.name.split('.tmp')[0]}", len(jobs), "pictures")
+    for start in range(0, len(jobs), batch):
+        part = jobs[start : start + batch]
+        images = pipeline(
+            [prompt for prompt, _ in part],
+            width=width,
+            height=height,
+            seeds=list(range(first + start, first + start + len(part))),
+            batch_size=len(part),
+            **settings["sampler"],
+        ).images
+        for (_, path), image in zip(part, images, strict=True):
+            image.save(path)
+        progress.at(start + len(part))
+
+
+def evaluate(
+    model: Path,
+    samples_out: Path,
+    metrics_out: Path,
+    params: Mapping[str, Any],
+    tracker: Tracker,
+    load: Callable[[Path], Pipeline] = load_pipeline,
+) -> dict[str, Any]:
+    """Draw GenEval's tasks on the embedded world with a model and score them.
+
+    Writes `samples_out` (official folders, results.jsonl, grid.png) and `metrics_out`
+    ({"model", "size", "sampler", "geneval": see components/evaluation/scoring.py}).
+
+    Args:
+        model: a diffusers folder.
+        samples_out, metrics_out: replaced when the stage ends well.
+        params: all parameters; `data` and `evaluation` are read.
+        tracker: gets geneval/… and the grid.
+        load: how a model folder becomes a pipeline.
+    """
+    settings = params["evaluation"]
+    world = World.from_params(params["data"])
+    chosen = benchmark(world, settings)
+    pipeline = load(model)
+    with atomic_folder(samples_out) as folder:
+        started = time.monotonic()
+        draw(pipeline, chosen, folder, settings)
+        seconds = time.monotonic() - started
+        geneval, scored = score_folder(folder, settings, world)
+        lines = [json.dumps(s.line()) + "\n" for s in scored]
+        (folder / "results.jsonl").write_text("".join(lines))
+        sample_grid(scored, settings["grid"]).save(folder / "grid.png")
+    write_json(
+        metrics_out,
+        {
+            "model": samples_out.name,
+            "size": str(settings["size"]),
+            "sampler": dict(settings["sampler"]),
+            "geneval": geneval,
+        },
+    )
+    tracker.log_metrics(
+        flatten(geneval, "geneval") | {"geneval/pictures_per_second": len(scored) / seconds}
+    )
+    tracker.log_artifact(samples_out / "grid.png")
+    print(sentence(samples_out.name, geneval), flush=True)
+    return geneval
+
+
+def flatten(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    """Nested figures as `prefix/a/b`; what is no figure is left out."""
+    flat: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}/{name}")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            flat[f"{prefix}/{name}"] = float(value)
+    return flat
+
+
+def sentence(name: str, geneval: Mapping[str, Any]) -> str:
+    """A result in one line."""
+    gain = geneval["difference"]
+    seen = f", seen {geneval['seen']['overall']:.3f}" if "seen" in geneval else ""
+    return (
+        f"{name}: GenEval overall {geneval['overall']:.3f} ± {geneval['stderr']:.3f}{seen}, "
+        f"chance {geneval['chance']:.3f}, difference {gain['mean']:.3f} "
+        f"[{gain['low']:.3f}, {gain['high']:.3f}], {geneval['n']} pictures"
+    )
+
+
+def sample_grid(scored: Sequence[Scored], settings: Mapping[str, Any]) -> Image.Image:
+    """The first picture of as many prompts as asked for, tasks and splits alike."""
+    firsts: dict[tuple[str, str], dict[str, Scored]] = {}
+    for s in scored:
+        group = firsts.setdefault((s.sample.metadata["tag"], s.split), {})
+        group.setdefault(s.sample.metadata["prompt"], s)
+    queues = [list(group.values()) for group in firsts.values()]
+    picked: list[tuple[int, int]] = []
+    for depth in range(max(len(q) for q in queues)):
+        picked += [(q, depth) for q in range(len(queues)) if depth < len(queues[q])]
+    shown = [queues[q][d] for q, d in sorted(picked[: int(settings["prompts"])])]
+    return grid(
+        [s.sample.open() for s in shown],
+        [s.sample.metadata["prompt"] for s in shown],
+        [f"{s.split.replace('_', ' ')} {'right' if s.correct else 'wrong'}".strip() for s in shown],
+        int(settings["columns"]),
+        int(settings["cell"]),
+    )

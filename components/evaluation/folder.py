@@ -1,0 +1,124 @@
+"""GenEval's folder of pictures: `00000/metadata.jsonl` and `00000/samples/0000.png …`."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from components.errors import UserError
+
+# A picture larger than this is refused before it is unpacked (width x height, pixels).
+MAX_PIXELS = 64_000_000
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture of an evaluation folder; `filename` is relative to the folder."""
+
+    filename: str
+    metadata: dict[str, Any]
+    path: Path
+
+    def open(self) -> Image.Image:
+        """The picture as RGB.
+
+        Raises:
+            UserError: damaged, too large or no picture.
+        """
+        try:
+            with Image.open(self.path) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise UserError(
+                        f"{self.path} has more than {MAX_PIXELS} pixels; scale it down."
+                    )
+                return image.convert("RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise UserError(
+                f"{self.path} cannot be read as a picture ({error}); draw it again or remove it."
+            ) from None
+
+
+def write_prompt(folder: Path, index: int, metadata: Mapping[str, Any]) -> Path:
+    """Make `folder/00000` with its metadata.jsonl; returns its samples folder."""
+    place = folder / f"{index:05d}"
+    (place / "samples").mkdir(parents=True)
+    (place / "metadata.jsonl").write_text(json.dumps(metadata) + "\n")
+    return place / "samples"
+
+
+def read_folder(folder: Path) -> list[Sample]:
+    """Every picture of an evaluation folder, in order.
+
+    Raises:
+        UserError: no such folder, none of its folders is GenEval's, or metadata is damaged.
+    """
+    if not folder.is_dir():
+        raise UserError(f"No folder {folder}: give one that holds GenEval's 00000, 00001, ….")
+    samples = []
+    for place in sorted(p for p in folder.iterdir() if p.is_dir() and p.name.isdigit()):
+        file = place / "metadata.jsonl"
+        try:
+            metadata = json.loads(file.read_text().splitlines()[0])
+            check_metadata(metadata)
+        except (OSError, ValueError, IndexError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{file} is no line of GenEval's metadata ({error!r}); it needs tag, include and "
+                "prompt."
+            ) from None
+        pictures = sorted((place / "samples").glob("*.[pjw]*g"))
+        if not pictures:
+            raise UserError(f"{place / 'samples'} holds no picture; draw its prompt again.")
+        samples += [Sample(str(p.relative_to(folder)), metadata, p) for p in pictures]
+    if not samples:
+        raise UserError(f"{folder} holds no folder like 00000 with metadata.jsonl and samples/.")
+    return samples
+
+
+def check_metadata(metadata: Any) -> None:
+    """Raise KeyError, TypeError or ValueError when a line is not GenEval's."""
+    if not isinstance(metadata["tag"], str) or not isinstance(metadata["prompt"], str):
+        raise TypeError("tag and prompt are text")
+    for clause in [*metadata["include"], *metadata.get("exclude", [])]:
+        if not isinstance(clause["class"], str) or int(clause["count"]) < 1:
+            raise ValueError("a clause needs class and count")
+        if "position" in clause:
+            relation, index = clause["position"]
+            if not isinstance(relation, str) or not 0 <= int(index) < len(metadata["include"]):
+                raise ValueError("position needs a relation and the number of a clause")
+
+
+def read_detections(file: Path, samples: Iterable[Sample]) -> dict[str, dict[str, list[list[Any]]]]:
+    """Detections made elsewhere: filename → class → [[x1, y1, x2, y2, score, colour], …].
+
+    One JSON line a picture: {"filename": "00000/samples/0000.png", "detections": {…}}; boxes in
+    pixels, score 0–1, colour a name, "" or null.
+
+    Raises:
+        UserError: a damaged line, or a picture without a line.
+    """
+    found: dict[str, dict[str, list[list[Any]]]] = {}
+    try:
+        lines = file.read_text().splitlines()
+    except OSError as error:
+        raise UserError(f"Detections {file} cannot be read: {error.strerror}.") from None
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            found[record["filename"]] = {
+                name: [[*(float(v) for v in item[:5]), item[5] or ""] for item in items]
+                for name, items in record["detections"].items()
+            }
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise UserError(
+                f"{file}, line {number} is no line of detections ({error!r}); it needs filename "
+                "and detections: {class: [[x1, y1, x2, y2, score, colour], …]}."
+            ) from None
+    absent = [s.filename for s in samples if s.filename not in found]
+    if absent:
+        raise UserError(
+            f"{file} has no line for {len(absent)} pictures (e.g. {absent[0]}); detect them too."
+        )
+    return found

@@ -1,0 +1,197 @@
+"""Scores a folder of pictures by GenEval: tasks, chance floor, standard errors, splits."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from components.errors import UserError
+from components.evaluation.detector import Detections, SceneDetector, self_test
+from components.evaluation.folder import Sample, read_detections, read_folder
+from components.evaluation.geneval import score_image
+from components.evaluation.statistics import spread, task_means
+from components.progress import Progress
+from components.scenes.tasks import TASKS, Metadata, meaning
+from components.scenes.world import World
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One scored picture. `chance`: mean score under other prompts. `split`: "" without a world."""
+
+    sample: Sample
+    detections: Detections
+    correct: bool
+    reason: str
+    chance: float
+    split: str
+
+    def line(self) -> dict[str, Any]:
+        """The official result line."""
+        return {
+            "filename": self.sample.filename,
+            "tag": self.sample.metadata["tag"],
+            "prompt": self.sample.metadata["prompt"],
+            "correct": self.correct,
+            "reason": self.reason,
+            "metadata": json.dumps(self.sample.metadata),
+            "details": json.dumps(
+                {name: [item[:5] for item in items] for name, items in self.detections.items()}
+            ),
+        }
+
+
+def detect_all(
+    samples: Sequence[Sample], world: World, settings: Mapping[str, Any], what: str
+) -> list[Detections]:
+    """Detect every picture with the world's detector, after its self-test at each size.
+
+    Raises:
+        UserError: a damaged picture, or a failed self-test.
+    """
+    detector = SceneDetector(world, settings["detector"])
+    tested: set[tuple[int, int]] = set()
+    progress = Progress(f"detecting {what}", len(samples), "pictures")
+    found = []
+    for i, sample in enumerate(samples):
+        image = sample.open()
+        if image.size not in tested:
+            self_test(world, detector, *image.size)
+            tested.add(image.size)
+        found.append(detector.detect(image))
+        progress.at(i + 1)
+    return found
+
+
+def score_samples(
+    samples: Sequence[Sample],
+    detections: Sequence[Detections],
+    settings: Mapping[str, Any],
+    world: World | None,
+) -> list[Scored]:
+    """Score each picture under its own prompt and under others of its task.
+
+    Chance floor: the mean score of the same picture under `settings["other_prompts"]` other
+    prompts of the same task that mean something else, drawn with a fixed seed; from the world's
+    prompts, without a world from the folder's own.
+    """
+    rng = np.random.default_rng(int(settings["seed"]))
+    pools: dict[str, list[Metadata]] = {}
+    for sample in samples:
+        task = sample.metadata["tag"]
+        if world is not None and task not in pools:
+            pools[task] = world.all_prompts(task)
+        elif world is None and sample.metadata not in pools.setdefault(task, []):
+            pools[task].append(sample.metadata)
+    meanings = {task: [meaning(m) for m in pool] for task, pool in pools.items()}
+    scored = []
+    for sample, found in zip(samples, detections, strict=True):
+        task = sample.metadata["tag"]
+        own = meaning(sample.metadata)
+        others = [m for m, sense in zip(pools[task], meanings[task], strict=True) if sense != own]
+        order = rng.permutation(len(others))[: int(settings["other_prompts"])]
+        chance = [score_image(others[int(i)], found)[0] for i in order]
+        correct, reason = score_image(sample.metadata, found)
+        split = ""
+        if world is not None:
+            split = "held_out" if world.is_held_out(sample.metadata) else "seen"
+        floor = float(np.mean(chance)) if chance else 0.0
+        scored.append(Scored(sample, found, correct, reason, floor, split))
+    return scored
+
+
+def summary(scored: Sequence[Scored], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Overall and by task, with chance floor, standard errors and the paired difference.
+
+    Overall is the unweighted mean of the tasks. `difference` is picture by picture the score
+    minus its chance floor, with a 95 % interval; bootstrap clustered by prompt throughout.
+    """
+    names = [s.sample.metadata["tag"] for s in scored]
+    prompts = [s.sample.metadata["prompt"] for s in scored]
+    right = [float(s.correct) for s in scored]
+    floor = [s.chance for s in scored]
+    resamples, seed = int(settings["bootstrap"]), int(settings["seed"])
+    score = spread(right, names, prompts, resamples, seed)
+    chance = spread(floor, names, prompts, resamples, seed)
+    gain = spread(
+        [a - b for a, b in zip(right, floor, strict=True)], names, prompts, resamples, seed
+    )
+    means, floors = task_means(right, names), task_means(floor, names)
+    order = [t for t in TASKS if t in means] + [t for t in means if t not in TASKS]
+    return {
+        "overall": round(score.mean, 4),
+        "tasks": {task: round(means[task], 4) for task in order},
+        "n": len(scored),
+        "prompts": len(set(prompts)),
+        "stderr": round(score.stderr, 4),
+        "chance": round(chance.mean, 4),
+        "chance_stderr": round(chance.stderr, 4),
+        "chance_tasks": {task: round(floors[task], 4) for task in order},
+        "difference": gain.interval(),
+    }
+
+
+def result(scored: Sequence[Scored], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON result. With a world the headline is held-out, `seen` and `all` beside it.
+
+    A task whose every prompt is seen (single_object: one shape alone is no combination) stands
+    in both splits, is named under `shared`, and `combinations` is the mean without it.
+    """
+    everything = summary(scored, settings)
+    if not scored or not scored[0].split:
+        return everything
+    tasks = {s.sample.metadata["tag"] for s in scored}
+    with_held_out = {s.sample.metadata["tag"] for s in scored if s.split == "held_out"}
+    shared = sorted(tasks - with_held_out)
+    if not with_held_out:
+        return everything | {"seen": everything, "all": everything, "shared": shared}
+    parts = {}
+    for split in ("seen", "held_out"):
+        part = [s for s in scored if s.split == split or s.sample.metadata["tag"] in shared]
+        parts[split] = summary(part, settings)
+        own = [v for task, v in parts[split]["tasks"].items() if task not in shared]
+        parts[split]["combinations"] = round(float(np.mean(own)), 4)
+    return parts["held_out"] | {
+        "seen": parts["seen"],
+        "held_out": parts["held_out"],
+        "all": everything,
+        "shared": shared,
+    }
+
+
+def score_folder(
+    folder: Path,
+    settings: Mapping[str, Any],
+    world: World | None,
+    detections: Path | None = None,
+) -> tuple[dict[str, Any], list[Scored]]:
+    """Score pictures in GenEval's official layout.
+
+    Args:
+        folder: holds 00000/metadata.jsonl, 00000/samples/0000.png, ….
+        settings: `params["evaluation"]`.
+        world: its detector is used, and its held-out set splits the result.
+        detections: a file of detections made elsewhere, instead of the world's detector.
+
+    Raises:
+        UserError: a damaged folder, no detector, or a failed self-test.
+    """
+    samples = read_folder(folder)
+    if detections is not None:
+        by_name = read_detections(detections, samples)
+        found = [by_name[s.filename] for s in samples]
+    elif world is not None:
+        foreign = {c["class"] for s in samples for c in s.metadata["include"]} - set(world.shapes)
+        if foreign:
+            raise UserError(
+                f"The embedded detector does not know {', '.join(sorted(foreign)[:5])} in "
+                f"{folder}; give detections made elsewhere with --detections FILE."
+            )
+        found = detect_all(samples, world, settings, folder.name.split(".tmp")[0])
+    else:
+        raise UserError(f"No detector for {folder}: give detections with --detections FILE.")
+    scored = score_samples(samples, found, settings, world)
+    return result(scored, settings), scored
