@@ -55,7 +55,9 @@ def make_inputs(batch: int = 3, size: tuple[int, int] = (4, 3)):
 def rotate(heads: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
     """Heads (N, d), as they leave Q's norm and rotation, (N, d)."""
     both = heads[None, :, None, None].expand(-1, -1, 2, -1, -1).contiguous()
-    return normalise_and_rotate(both, torch.ones(2, 1, heads.shape[-1]), rotations[None])[0, :, 0, 0]
+    return normalise_and_rotate(both, torch.ones(2, 1, heads.shape[-1]), rotations[None])[
+        0, :, 0, 0
+    ]
 
 
 sizes = st.integers(1, 12)

@@ -17,7 +17,13 @@ def encoded(tmp_path_factory):
     params = tiny_params()
     # 72x54 loses 11 % to 24x16; it may.
     params["model"]["encode"]["most_cropped"] = 0.12
-    encode(write_curated(folder / "curated"), folder / "encoded", folder / "encode.json", params, Tracker())
+    encode(
+        write_curated(folder / "curated"),
+        folder / "encoded",
+        folder / "encode.json",
+        params,
+        Tracker(),
+    )
     return EncodedSet.open(folder / "encoded")
 
 
@@ -84,7 +90,7 @@ def test_bad_input_is_said_in_a_sentence(tmp_path):
     curated = write_curated(tmp_path / "curated")
     params = tiny_params()
     params["training"]["phase1"]["rungs"] = ["25x24"]
-    with pytest.raises(UserError, match="25x24.*multiple"):
+    with pytest.raises(UserError, match=r"25x24.*multiple"):
         encode(curated, tmp_path / "encoded", tmp_path / "m.json", params, Tracker())
     params["training"]["phase1"]["rungs"] = ["24x24", "96x96"]
     with pytest.raises(UserError, match="96x96"):
@@ -96,5 +102,5 @@ def test_bad_input_is_said_in_a_sentence(tmp_path):
         encode(curated, tmp_path / "encoded", tmp_path / "m.json", params, Tracker())
     with pytest.raises(UserError, match="run the stage encode"):
         EncodedSet.open(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="text.kind"):
+    with pytest.raises(UserError, match=r"text\.kind"):
         TextEncoder.from_config({"kind": "t5"})

@@ -25,7 +25,13 @@ def encoded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("training")
     params = tiny_params()
     params["model"]["encode"]["most_cropped"] = 0.12
-    encode(write_curated(folder / "curated"), folder / "encoded", folder / "encode.json", params, Tracker())
+    encode(
+        write_curated(folder / "curated"),
+        folder / "encoded",
+        folder / "encode.json",
+        params,
+        Tracker(),
+    )
     return folder / "encoded"
 
 
@@ -73,9 +79,7 @@ def test_phases_train_save_and_draw(encoded, tmp_path):
     scores = [0.9 if i % 2 else 0.1 for i in range(len(keys))]
     pd.DataFrame({"key": keys, "score": scores}).to_parquet(critic / "scores.parquet")
     write_json(critic / "config.json", {"drops": True})
-    second = train(
-        encoded, tmp_path, "phase2", init=tmp_path / "states" / "phase1", critic=critic
-    )
+    second = train(encoded, tmp_path, "phase2", init=tmp_path / "states" / "phase1", critic=critic)
     assert second["images_total"] == first["images"] + second["images"]
     assert second["dropped_by_critic"] > 0.2
     pipe = DJEPAPipeline.from_pretrained(tmp_path / "models" / "phase2")

@@ -102,9 +102,7 @@ class DJEPA(nn.Module):
         )
         self.head = FlowHead(config.channels, config.width, config.head_width, config.head_blocks)
 
-    def positions(
-        self, order: Tensor, size: tuple[int, int], length: int
-    ) -> Tensor:
+    def positions(self, order: Tensor, size: tuple[int, int], length: int) -> Tensor:
         """Rotations (B, L+N, d/2) of `length` text tokens, then image tokens in `order` (B, N)."""
         head_width = self.config.width // self.config.heads
         image = image_rotations(

@@ -44,7 +44,7 @@ class FlowBlock(nn.Module):
 
 
 class FlowHead(nn.Module):
-    """v_θ(x^t, t, z), the velocity x − ε of the path x^t = t·x + (1 − t)·ε (paper, eq. of L_flow)."""
+    """v_θ(x^t, t, z), velocity x − ε of the path x^t = t·x + (1 − t)·ε (paper, section 3.1)."""
 
     def __init__(self, channels: int, condition_width: int, width: int, blocks: int) -> None:
         super().__init__()

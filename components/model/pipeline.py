@@ -100,7 +100,7 @@ class DJEPAPipeline:
         patch = self.tokenizer.patch
         if width < patch or height < patch or width % patch or height % patch:
             raise UserError(
-                f"Size {width}x{height} does not fit: width and height must be multiples of {patch}."
+                f"Size {width}x{height} does not fit: both must be multiples of {patch} pixels."
             )
         unknown = set(settings) - set(asdict(self.sampler))
         if unknown:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from components.model.djepa import DJEPA
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """How pictures are drawn; the paper's values are 64 steps, 250 Euler steps, scale 6, shift 4.5."""
+    """How pictures are drawn; the paper: 64 steps, 250 Euler steps, scale 6, shift 4.5."""
 
     steps: int  # T, autoregressive steps
     flow_steps: int  # Euler steps a token
@@ -86,7 +87,7 @@ def sample_tokens(
 def _flow(model: DJEPA, z: Tensor, x: Tensor, times: Tensor, scale: float) -> Tensor:
     """Euler steps from noise x (B, n, C) to data under z (B or 2B, n, D)."""
     guided = scale != 1.0
-    for start, end in zip(times[:-1], times[1:], strict=True):
+    for start, end in pairwise(times):
         both = torch.cat([x, x]) if guided else x
         v = model.head(both[:, :, None], start.view(1, 1, 1), z)[:, :, 0]
         if guided:
@@ -94,5 +95,3 @@ def _flow(model: DJEPA, z: Tensor, x: Tensor, times: Tensor, scale: float) -> Te
             v = unconditional + scale * (conditional - unconditional)
         x = x + (end - start) * v
     return x
-
-

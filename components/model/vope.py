@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 
 
-def image_positions(
-    width: int, height: int, grid: float, shift: float | None = None
-) -> Tensor:
+def image_positions(width: int, height: int, grid: float, shift: float | None = None) -> Tensor:
     """Positions (width·height, 2), columns then rows, of the tokens in raster order.
 
     With ρ = max(W, H)/g and b = |W − H|/2 the token in column w and row h stands at
@@ -17,7 +15,9 @@ def image_positions(
     side. `shift` replaces b, which moves the layout along the shorter axis (supplement 12).
     """
     if width < 1 or height < 1 or grid <= 0:
-        raise ValueError(f"an image of {width}x{height} tokens on a grid of {grid} has no positions")
+        raise ValueError(
+            f"an image of {width}x{height} tokens on a grid of {grid} has no positions"
+        )
     ratio = max(width, height) / grid
     offset = abs(width - height) / 2 if shift is None else shift
     column = torch.arange(width, dtype=torch.float32)

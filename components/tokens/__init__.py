@@ -1,0 +1,1 @@
+"""Image tokeniser, text encoders and the encoded set."""

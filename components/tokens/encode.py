@@ -81,7 +81,9 @@ def encode(
             latents, squares = [], 0.0
             for chunk in images[name].split(512):
                 latents.append(tokenizer.encode(chunk))
-                squares += float((tokenizer.decode(latents[-1]) - chunk).square().mean(dim=(1, 2, 3)).sum())
+                squares += float(
+                    (tokenizer.decode(latents[-1]) - chunk).square().mean(dim=(1, 2, 3)).sum()
+                )
             error[name] = squares / len(images[name])
             # Rows in ascending order, whatever the shards' order was.
             order = torch.tensor(rows[name]).argsort()

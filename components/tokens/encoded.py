@@ -85,9 +85,7 @@ class EncodedSet:
 
     def text(self, ids: Iterable[int]) -> tuple[Tensor, Tensor]:
         """Text states float32 (B, L, D) and mask (B, L) bool, padded to the longest."""
-        return pad(
-            [self._states[self._offsets[i] : self._offsets[i + 1]].float() for i in ids]
-        )
+        return pad([self._states[self._offsets[i] : self._offsets[i + 1]].float() for i in ids])
 
     def tokenizer(self) -> PatchTokenizer:
         """The image tokeniser that made the latents."""

@@ -64,7 +64,10 @@ class PatchTokenizer(nn.Module):
     def decode_images(self, latents: Tensor) -> list[Image.Image]:
         """Latents (B, C, h, w) to Pillow pictures."""
         pixels = ((self.decode(latents).clamp(-1, 1) + 1) * 127.5).round().byte()
-        return [Image.fromarray(np.ascontiguousarray(x)) for x in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+        return [
+            Image.fromarray(np.ascontiguousarray(x))
+            for x in pixels.permute(0, 2, 3, 1).cpu().numpy()
+        ]
 
     def save_pretrained(self, folder: Path) -> None:
         """Write config.json and the fitted components."""

@@ -1,0 +1,1 @@
+"""Losses, optimiser, checkpoints, phases and preference optimisation."""

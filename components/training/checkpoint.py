@@ -40,7 +40,7 @@ class Training:
 
     @classmethod
     def fresh(cls, params: dict[str, Any], encoded: EncodedSet, device: str = "cpu") -> "Training":
-        """A new model for an encoded set, from `params.seed`, `params.model` and the optimiser's."""
+        """A new model for an encoded set, from `params.seed`, `.model` and `.training`."""
         model = build_model(params, encoded).to(device)
         ema = copy.deepcopy(model).requires_grad_(False).eval()
         target = copy.deepcopy(model.encoder).requires_grad_(False).eval()
@@ -121,7 +121,7 @@ def load_state(folder: Path, training: Training) -> None:
 def save_model_folder(
     folder: Path, model: DJEPA, encoded: EncodedSet, params: dict[str, Any]
 ) -> None:
-    """Write a pipeline folder with this network and the encoded set's tokeniser and text encoder."""
+    """Write a pipeline folder: this network, the encoded set's tokeniser and text encoder."""
     settings = params["evaluation"]["sampler"]
     names = SamplerConfig.__dataclass_fields__
     sampler = SamplerConfig(**{name: settings[name] for name in names})

@@ -24,6 +24,8 @@ def save_grid(path: Path, images: list[Image.Image], captions: list[str], column
                 lines.append(line)
                 line = ""
             line = f"{line} {word}".strip()
-        draw.text((left + 4, top + cell - 2), "\n".join([*lines, line][:2]), fill="black", spacing=0)
+        draw.text(
+            (left + 4, top + cell - 2), "\n".join([*lines, line][:2]), fill="black", spacing=0
+        )
     with atomic_file(path) as temporary:
         grid.save(temporary, format="PNG")

@@ -84,9 +84,7 @@ def flow_error(
     return velocity_error(model.head, hidden, z, t, noise).mean(dim=1)
 
 
-def draw_for(
-    tokens: Tensor, settings: dict, generator: torch.Generator
-) -> Draw:
+def draw_for(tokens: Tensor, settings: dict, generator: torch.Generator) -> Draw:
     """Draw order, mask ratio, dropped prompts, times and noise for tokens (B, N, C).
 
     `settings` is params.training: mask {mean, std, low, high} of the hidden share, text_drop,

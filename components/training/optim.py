@@ -94,9 +94,7 @@ def optimizers(model: nn.Module, settings: dict[str, Any]) -> list[torch.optim.O
             matrices.append(parameter)
         else:
             rest.append(parameter)
-    muon = Muon(
-        matrices, settings["muon_rate"], settings["muon_momentum"], settings["muon_decay"]
-    )
+    muon = Muon(matrices, settings["muon_rate"], settings["muon_momentum"], settings["muon_decay"])
     adam = torch.optim.AdamW(
         rest,
         lr=settings["adam_rate"],

@@ -210,9 +210,7 @@ class Phase:
 
         def loss(part: Part) -> tuple[Tensor, tuple[float, float]]:
             tokens, states, mask, draw, size = part
-            flow, jepa = losses(
-                training.model, training.target, tokens, states, mask, size, draw
-            )
+            flow, jepa = losses(training.model, training.target, tokens, states, mask, size, draw)
             return flow + weight * jepa, (flow.item(), jepa.item())
 
         said = np.mean(workers.gradients(loss, parts, parameters), axis=0)
@@ -260,7 +258,7 @@ class Phase:
         )
 
     def _grid(self) -> None:
-        """Draw fixed training prompts with the averaged weights and hand the grid to the tracker."""
+        """Draw fixed training prompts with the averaged weights; the tracker takes the grid."""
         captions = sorted(set(self.encoded.index["caption"]))
         rng = np.random.default_rng(_seed(self.params, "grid"))
         chosen = [captions[i] for i in rng.permutation(len(captions))[:12]]
