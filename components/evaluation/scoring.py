@@ -44,15 +44,13 @@ class Scored:
         }
 
 
-def detect_all(
-    samples: Sequence[Sample], world: World, settings: Mapping[str, Any], what: str
-) -> list[Detections]:
+def detect_all(samples: Sequence[Sample], world: World, what: str) -> list[Detections]:
     """Detect every picture with the world's detector, after its self-test at each size.
 
     Raises:
         UserError: a damaged picture, or a failed self-test.
     """
-    detector = SceneDetector(world, settings["detector"])
+    detector = SceneDetector(world)
     tested: set[tuple[int, int]] = set()
     progress = Progress(f"detecting {what}", len(samples), "pictures")
     found = []
@@ -190,7 +188,7 @@ def score_folder(
                 f"The embedded detector does not know {', '.join(sorted(foreign)[:5])} in "
                 f"{folder}; give detections made elsewhere with --detections FILE."
             )
-        found = detect_all(samples, world, settings, folder.name.split(".tmp")[0])
+        found = detect_all(samples, world, folder.name.split(".tmp")[0])
     else:
         raise UserError(f"No detector for {folder}: give detections with --detections FILE.")
     scored = score_samples(samples, found, settings, world)
