@@ -82,6 +82,7 @@ def params():
                 "shown": 4,
             },
         },
+        "evaluation": yaml.safe_load((ROOT / "params/evaluation/default.yaml").read_text()),
         "dpo": {
             "prompts": 6,
             "images": 2,
@@ -251,8 +252,8 @@ def test_too_few_pairs_leave_the_model_as_it_is(made, params, tmp_path):
 def with_pairs(params, monkeypatch):
     """Pictures of the right kind win, noise loses."""
 
-    def judged(pipe, world, prompts, images, size, first_seed, what, settings):
-        rng = np.random.default_rng(0)
+    def judged(pipe, detector, prompts, images, size, first_seed, what, settings):
+        rng, world = np.random.default_rng(0), World.from_params(params["data"])
         for i, metadata in enumerate(world.training_prompts()[:12]):
             for k in range(2):
                 scene = world.scene_for(metadata, rng)

@@ -60,6 +60,7 @@ def _references(
     import torch
     from safetensors.numpy import save_file
 
+    from components.evaluation.detector import SceneDetector
     from components.feedback import describe
     from components.feedback.pictures import cover, draw_and_judge, training_prompts
     from components.feedback.retrieval import retrieve
@@ -86,7 +87,7 @@ def _references(
     images: list[Any] = []
     for judged in draw_and_judge(
         pipe,
-        world,
+        SceneDetector(world, params["evaluation"]["detector"]),
         prompts,
         int(settings["images"]),
         size,
