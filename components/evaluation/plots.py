@@ -29,11 +29,11 @@ def score_plot(models: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
         shown = [error if error else np.nan for error in errors]
         axes.bar(at, heights, width * 0.92, yerr=shown, label=name, capsize=3)
         axes.hlines(floors, at - width / 2, at + width / 2, colors="black", linestyles="dotted",
-                    label="chance" if i == 0 else None)  # fmt: skip
+                    label="chance" if i == 0 else "_")  # fmt: skip
     axes.set_xticks(range(len(groups)), groups, rotation=20)
     axes.set_ylabel("GenEval, share right")
     axes.set_ylim(0, 1)
-    axes.legend(frameon=False, ncols=len(models) + 1, loc="upper right", fontsize=9)
+    axes.legend(frameon=False, ncols=6, loc="lower left", bbox_to_anchor=(0, 1), fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(folder / "scores.png", dpi=110)
