@@ -11,11 +11,15 @@ from components.model.vope import normalise_and_rotate
 
 
 class Stream(nn.Module):
-    """One stream's half of a block: norms, Q/K/V, projection and MLP."""
+    """One stream's half of a block: norms, Q/K/V, projection and MLP.
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+    A stream that `ends` here gives keys and values only; nothing reads what would come after.
+    """
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, ends: bool = False) -> None:
         super().__init__()
         self.heads = heads
+        self.ends = ends
         hidden = int(width * mlp_ratio)
         # Norms without weights and layers without biases: their gradients are sums over all
         # tokens, a tenth of a small model's step, and the next layer's weights do their work.
@@ -23,6 +27,8 @@ class Stream(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         # RMSNorm with a learned scale on Q and on K (supplement "QK-norm").
         self.qk_scale = nn.Parameter(torch.ones(2, 1, width // heads))
+        if ends:
+            return
         self.proj = nn.Linear(width, width, bias=False)
         self.up = nn.Linear(width, hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
@@ -37,6 +43,8 @@ class Stream(nn.Module):
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """Add the attention's result (B, N, D) and the MLP to the residual stream x (B, N, D)."""
+        if self.ends:
+            return x
         x = x + self.proj(attended)
         return x + self.down(F.gelu(self.up(self.norm(x))))
 
@@ -44,9 +52,9 @@ class Stream(nn.Module):
 class TwoStreamBlock(nn.Module):
     """Joint, bidirectional attention of a text and an image stream (paper, "Architecture")."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+    def __init__(self, width: int, heads: int, mlp_ratio: float, text_ends: bool = False) -> None:
         super().__init__()
-        self.text = Stream(width, heads, mlp_ratio)
+        self.text = Stream(width, heads, mlp_ratio, text_ends)
         self.image = Stream(width, heads, mlp_ratio)
 
     def forward(

@@ -72,9 +72,10 @@ class Predictor(nn.Module):
     def __init__(self, config: DJEPAConfig) -> None:
         super().__init__()
         self.mask_token = nn.Parameter(torch.randn(config.width) * 0.02)
+        last = config.predictor_blocks - 1
         self.blocks = nn.ModuleList(
-            TwoStreamBlock(config.width, config.heads, config.mlp_ratio)
-            for _ in range(config.predictor_blocks)
+            TwoStreamBlock(config.width, config.heads, config.mlp_ratio, text_ends=n == last)
+            for n in range(config.predictor_blocks)
         )
         self.norm = nn.LayerNorm(config.width)
 
