@@ -35,7 +35,7 @@ def params(critic="resnet18", labels="auto", **training):
                 "size": 16,
                 "epochs": 4,
                 "batch": 8,
-                "lr": 0.02,
+                "lr": 0.003,
                 "weight_decay": 0.0005,
                 "crop": 0.6,
                 "held_out": 0.25,

@@ -1,8 +1,8 @@
 """Reference set and retrieval: what the critic is made from (paper, section 3.2, Fig. 5 a, b).
 
 The current model draws pictures of prompts that cover the notions; each is labelled by
-whether it meets its prompt. Training pictures with similar captions are looked up. Both
-are described by the model's own context encoder.
+whether it meets its prompt. Training pictures with similar captions are looked up, and both
+kinds of pictures described by a vector (describe.py).
 """
 
 import json
@@ -141,8 +141,8 @@ def _references(
     ).to_parquet(folder / "retrieved.parquet", index=False)
     save_file(
         {
-            "references": describe.pictures(pipe, images).astype(np.float16),
-            "retrieved": describe.samples(pipe, encoded, ids).astype(np.float16),
+            "references": describe.pooled(describe.encode_images(pipe, images)).astype(np.float16),
+            "retrieved": describe.samples(encoded, ids).astype(np.float16),
         },
         folder / "features.safetensors",
     )
@@ -155,7 +155,7 @@ def _references(
             k: float(v) for k, v in table.groupby("tag")["label"].mean().items()
         },
         "retrieved": len(ids),
-        "features": "mean of the context encoder's features, text dropped",
+        "features": "mean and standard deviation of the latent channels",
     }
 
 
