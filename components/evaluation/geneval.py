@@ -99,23 +99,13 @@ def clauses(
 
 
 def score_image(
-    metadata: Mapping[str, Any],
-    detections: Mapping[str, Sequence[Sequence[Any]]],
-    size: tuple[int, int] | None = None,
+    metadata: Mapping[str, Any], detections: Mapping[str, Sequence[Sequence[Any]]]
 ) -> tuple[bool, str]:
     """Whether a picture is right by GenEval's rules, and the reasons why not, one a line.
 
     Args:
         metadata: a line of metadata.jsonl.
         detections: class → [[x1, y1, x2, y2, score, colour], …]; boxes in pixels, any order.
-        size: width and height in pixels; boxes that leave the picture are cut to it, as the
-            official detector's are. Not needed where the detector does so itself.
     """
-    if size is not None:
-        detections = {name: [_cut(i, size) for i in items] for name, items in detections.items()}
     results = clauses(metadata, detections)
     return all(met for met, _ in results), "\n".join(reason for met, reason in results if not met)
-
-
-def _cut(item: Sequence[Any], size: tuple[int, int]) -> list[Any]:
-    return [*(min(max(v, 0), size[i % 2]) for i, v in enumerate(item[:4])), *item[4:]]
