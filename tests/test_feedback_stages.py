@@ -82,7 +82,6 @@ def params():
                 "shown": 4,
             },
         },
-        "evaluation": yaml.safe_load((ROOT / "params/evaluation/default.yaml").read_text()),
         "dpo": {
             "prompts": 6,
             "images": 2,

@@ -105,7 +105,7 @@ def test_share_of_clauses_met():
         ]
     }
     assert clause_share(metadata, {}) == 0
-    assert clause_share(metadata, {"circle": found("blue"), "square": found("red", "red")}) == 0.5
+    assert clause_share(metadata, {"circle": found("blue"), "square": found("red", "red")}) == 0.75
     assert clause_share(metadata, {"circle": found("red"), "square": found("red")}) == 0.75
     assert clause_share(metadata, {"circle": found("red"), "square": found("red", "red")}) == 1
     # One more than asked for is as wrong as one less.

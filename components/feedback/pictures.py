@@ -87,16 +87,17 @@ def cover(
 def clause_share(metadata: Metadata, detections: Detections) -> float:
     """How much of a prompt is met, in [0, 1], to rank pictures that GenEval calls equal.
 
-    Mean over the include clauses of found / asked (objects of the class, of the colour if
-    one is asked for); more than asked for counts as much less. Positions are left to GenEval.
+    Mean over the include clauses of found / asked: objects of the class, and for half of it of
+    the colour too if one is asked for; more than asked for counts as much less. Positions are
+    left to GenEval.
     """
     shares, objects = [], found(metadata, detections)
     for clause in metadata["include"]:
-        right = objects.get(clause["class"], [])
+        items, asked = objects.get(clause["class"], []), int(clause["count"])
+        counts = [len(items)]
         if "color" in clause:
-            right = [item for item in right if item[5] == clause["color"]]
-        asked = int(clause["count"])
-        shares.append(max(0.0, 1.0 - abs(len(right) - asked) / asked))
+            counts.append(sum(item[5] == clause["color"] for item in items))
+        shares.append(np.mean([max(0.0, 1.0 - abs(n - asked) / asked) for n in counts]))
     return float(np.mean(shares)) if shares else 0.0
 
 
