@@ -163,7 +163,7 @@ def _save(path: Path, tensors: dict[str, Tensor]) -> None:
         os.fsync(file.fileno())
 
 
-def _names(training: Training) -> dict[nn.Parameter, str]:
+def _names(training: Training) -> dict[Tensor, str]:
     return {parameter: name for name, parameter in training.model.named_parameters()}
 
 
