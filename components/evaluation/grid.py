@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-TEXT_HEIGHT = 42
+TEXT_HEIGHT = 48
 RIGHT, WRONG = (30, 150, 60), (200, 40, 40)
 
 
