@@ -207,6 +207,11 @@ def test_bad_folders_and_detections_are_named(tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_text("{\n")
     with pytest.raises(UserError, match="line 1 is no line of detections"):
         score_folder(tmp_path / "out", SETTINGS, None, detections=tmp_path / "d.jsonl")
+    write_detections(
+        tmp_path / "d.jsonl", {"00000/samples/0000.png": {"cup": [[0, 0, 9, 9, 7, "red"]]}}
+    )
+    with pytest.raises(UserError, match="line 1 is no line of detections"):
+        score_folder(tmp_path / "out", SETTINGS, None, detections=tmp_path / "d.jsonl")
     sample = read_folder(tmp_path / "out")[0]
     sample.path.write_bytes(sample.path.read_bytes()[:60])
     with pytest.raises(UserError, match="cannot be read as a picture"):
@@ -214,6 +219,18 @@ def test_bad_folders_and_detections_are_named(tmp_path: Path) -> None:
     (tmp_path / "out/00000/metadata.jsonl").write_text('{"tag": "colors"}\n')
     with pytest.raises(UserError, match=r"metadata\.jsonl is no line"):
         read_folder(tmp_path / "out")
+
+
+def test_a_colour_that_is_asked_for_must_be_in_the_detections(tmp_path: Path) -> None:
+    write_folder(tmp_path / "out", [tasks.colors("cup", "red"), tasks.single_object("cup")], 1)
+    plain = {"cup": [[1, 1, 9, 9, 0.9]]}
+    files = [s.filename for s in read_folder(tmp_path / "out")]
+    write_detections(tmp_path / "d.jsonl", {files[0]: {}, files[1]: plain})
+    _, scored = score_folder(tmp_path / "out", SETTINGS, None, detections=tmp_path / "d.jsonl")
+    assert [s.correct for s in scored] == [False, True]
+    write_detections(tmp_path / "d.jsonl", dict.fromkeys(files, plain))
+    with pytest.raises(UserError, match="no colour for a cup in 00000"):
+        score_folder(tmp_path / "out", SETTINGS, None, detections=tmp_path / "d.jsonl")
 
 
 def test_spread_is_the_unweighted_mean_of_tasks() -> None:

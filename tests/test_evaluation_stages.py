@@ -155,7 +155,8 @@ def test_report_and_table(evaluated: Path, tmp_path: Path) -> None:
     metrics = evaluated / "metrics"
     (metrics / "train").mkdir(exist_ok=True)
     notions = {"red": {"set": 0.6, "trained": 0.5, "target": 0.5}}
-    phase1 = {"loss": 0.5, "sampling": {"notions": notions}, "name": "<b>"}
+    lines = [{"step": i, "images": 8 * i, "loss": 1 / i, "flow": 1 / i} for i in (1, 2)]
+    phase1 = {"history": lines, "loss": 0.5, "sampling": {"notions": notions}, "name": "<b>"}
     (metrics / "train/phase1.json").write_text(json.dumps(phase1))
     summary = report(metrics, tmp_path / "reports", tmp_path / "plots", PARAMS, Tracker())
     assert list(summary["models"]) == ["phase1", "r1"]
@@ -166,9 +167,14 @@ def test_report_and_table(evaluated: Path, tmp_path: Path) -> None:
     assert "<b>" not in page
     assert "data:image/png;base64," in page
     assert "| r1 |" in (tmp_path / "reports/report.md").read_text()
-    for name in ("scores.png", "notions-phase1.png"):
+    for name in ("scores.png", "notions-phase1.png", "curves-phase1.png"):
         assert Image.open(tmp_path / "plots" / name).width > 500
-    assert "single_object" in table(metrics)
+    # One picture for each plot and one for each model's grid.
+    assert page.count("data:image/png;base64,") == 5
+    said = table(metrics).splitlines()
+    assert [line.split(" | ")[0].strip() for line in said[:3]] == ["model", "phase1", "r1"]
+    assert all(len(line) <= 130 for line in said[:7])
+    assert len({line.index("|") for line in said[:3]}) == 1
 
 
 def test_report_says_so_when_there_is_nothing(tmp_path: Path) -> None:

@@ -227,6 +227,6 @@ def self_test(world: World, detector: Detector, width: int, height: int) -> None
         raise UserError(
             f"The detector failed its self-test at {width}x{height} on {len(wrong)} of "
             f"{len(prompts) + 1} known pictures (e.g. {wrong[0]}); no score is reported. Check "
-            "evaluation.detector in params/evaluation and the shapes, colours and sizes in "
-            "params/data."
+            "the shapes, colours and sizes in params/data, and evaluation.size: objects of a few "
+            "pixels cannot be told apart."
         )

@@ -31,7 +31,7 @@ class Pipeline(Protocol):
 
 def load_pipeline(model: Path) -> Pipeline:
     """The diffusers pipeline of `models/NAME`."""
-    from components.model import DJEPAPipeline  # type: ignore[attr-defined]
+    from components.model import DJEPAPipeline
 
     return DJEPAPipeline.from_pretrained(model)
 
@@ -187,6 +187,7 @@ def sample_grid(scored: Sequence[Scored], settings: Mapping[str, Any]) -> Image.
         [s.sample.open() for s in shown],
         [s.sample.metadata["prompt"] for s in shown],
         [f"{s.split.replace('_', ' ')} {'right' if s.correct else 'wrong'}".strip() for s in shown],
+        [s.correct for s in shown],
         int(settings["columns"]),
         int(settings["cell"]),
     )

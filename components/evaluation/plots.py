@@ -1,6 +1,6 @@
 """The report's pictures."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import matplotlib.pyplot as plt  # the backend must be chosen first
 import numpy as np
 
 from components.scenes.tasks import TASKS
+
+CURVES = ("loss", "flow", "jepa", "gradient_norm", "rate", "accuracy", "margin", "winner")
 
 
 def score_plot(models: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
@@ -54,5 +56,24 @@ def notion_plot(notions: Mapping[str, Mapping[str, float]], name: str, path: Pat
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def curve_plot(history: Sequence[Mapping[str, float]], name: str, path: Path) -> None:
+    """A panel for each figure of a training history, by images seen, or by step."""
+    across = "images" if "images" in history[0] else "step"
+    shown = [k for k in history[0] if k in CURVES and all(k in line for line in history)]
+    if not shown:
+        return
+    figure, panels = plt.subplots(
+        1, len(shown), figsize=(3.4 * len(shown), 2.8), squeeze=False, layout="constrained"
+    )
+    for axes, key in zip(panels[0], shown, strict=True):
+        axes.plot([line[across] for line in history], [line[key] for line in history])
+        axes.set_title(key.replace("_", " "), fontsize=10)
+        axes.set_xlabel("images seen" if across == "images" else across)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(name, fontsize=10)
     figure.savefig(path, dpi=110)
     plt.close(figure)

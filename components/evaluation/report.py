@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import UserError
-from components.evaluation.plots import notion_plot, score_plot
+from components.evaluation.plots import curve_plot, notion_plot, score_plot
 from components.files import atomic_file, atomic_folder, read_json, write_json
 from components.scenes.tasks import TASKS
 from components.tracking import Tracker
@@ -43,28 +43,35 @@ def models(found: Mapping[str, Any]) -> list[str]:
 
 def score_rows(found: Mapping[str, Any]) -> Rows:
     """Head and one row a model: six tasks, overall held-out and seen, chance, win rate."""
-    head = [
-        "model",
-        *TASKS,
-        "overall",
-        "± stderr",
-        "seen",
-        "all",
-        "chance",
-        "gain [95 %]",
-        "win rate",
-    ]
-    rows = [head]
+    rows = [["model", *TASKS, "held-out", "±", "seen", "chance", "win"]]
     for name in models(found):
         scores = found[f"evaluate/{name}"]["geneval"]
         row = [name]
         row += [_figure(scores["tasks"].get(task)) for task in TASKS]
         row += [_figure(scores["overall"]), _figure(scores["stderr"])]
-        row += [_figure(scores.get(split, {}).get("overall")) for split in ("seen", "all")]
-        row += [_figure(scores["chance"]), _interval(scores["difference"])]
-        win = found.get(f"compare/{name}")
-        row.append(_interval({"mean": win["win_rate"], **win}) if win else "–")
+        row += [_figure(scores.get("seen", {}).get("overall")), _figure(scores["chance"])]
+        row.append(_figure(found.get(f"compare/{name}", {}).get("win_rate")))
         rows.append(row)
+    return rows
+
+
+def interval_rows(found: Mapping[str, Any]) -> Rows:
+    """Head and one row a model: pictures, gain over chance and win rate with their intervals."""
+    rows = [["model", "pictures", "held-out gain [95 %]", "all", "all gain [95 %]", "win [95 %]"]]
+    for name in models(found):
+        scores = found[f"evaluate/{name}"]["geneval"]
+        whole = scores.get("all", scores)
+        win = found.get(f"compare/{name}")
+        rows.append(
+            [
+                name,
+                f"{scores['n']} of {whole['n']}",
+                _interval(scores["difference"]),
+                _figure(whole["overall"]),
+                _interval(whole["difference"]),
+                _interval({"mean": win["win_rate"], **win}) if win else "–",
+            ]
+        )
     return rows
 
 
@@ -83,7 +90,7 @@ def notes(found: Mapping[str, Any]) -> list[str]:
         scores = found[f"evaluate/{name}"]["geneval"]
         if "held_out" in scores:
             said.append(
-                "The tasks and 'overall' are on held-out combinations, which occur in no training "
+                "The tasks and 'held-out' are on held-out combinations, which occur in no training "
                 f"picture; 'seen' and 'all' are beside them ({scores['all']['n']} pictures of "
                 f"{scores['all']['prompts']} prompts a model)."
             )
@@ -94,8 +101,9 @@ def notes(found: Mapping[str, Any]) -> list[str]:
                 f"{scores['seen']['combinations']:.3f} seen."
             )
     said.append(
-        "Overall is the unweighted mean of the tasks. Chance: the same pictures under other "
-        "prompts of the same task. Gain: overall minus chance, picture by picture. Errors and "
+        "'held-out', 'seen' and 'all' are unweighted means of the tasks, ± the standard error of "
+        "the first. Chance: the same pictures under other "
+        "prompts of the same task. Gain: score minus chance, picture by picture. Errors and "
         "intervals: bootstrap clustered by prompt."
     )
     win = next((v for k, v in found.items() if k.startswith("compare/")), None)
@@ -111,7 +119,7 @@ def text_table(rows: Rows) -> str:
     for row in rows:
         cells = [row[0].ljust(widths[0])]
         cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join(cells).rstrip())
+        lines.append(" | ".join(cells).rstrip())
     return "\n".join(lines)
 
 
@@ -120,7 +128,8 @@ def table(metrics: Path) -> str:
     found = read_metrics(metrics)
     if not models(found):
         return f"No model is evaluated in {metrics} yet."
-    return "\n".join([text_table(score_rows(found)), "", *notes(found)])
+    tables = [text_table(score_rows(found)), "", text_table(interval_rows(found)), ""]
+    return "\n".join([*tables, *notes(found)])
 
 
 def facts(found: Mapping[str, Any]) -> list[tuple[str, Rows]]:
@@ -194,7 +203,7 @@ def report(
     """Write report.md, report.html and summary.json to `reports_out`, pictures to `plots_out`.
 
     Args:
-        metrics: the folder of all stages' figures.
+        metrics: the folder of all stages' figures; `samples` beside it has the picture grids.
         reports_out, plots_out: replaced.
         params: all parameters; scale and seed are named in the report.
         tracker: gets the report and the plots.
@@ -204,27 +213,36 @@ def report(
     """
     found = read_metrics(metrics)
     title = f"Report: scale {params['scale']}, seed {params['seed']}"
-    rows = score_rows(found)
+    rows, intervals = score_rows(found), interval_rows(found)
     pictures: list[tuple[str, Path]] = []
     with atomic_folder(plots_out) as folder:
         if models(found):
             score_plot({n: found[f"evaluate/{n}"]["geneval"] for n in models(found)}, folder)
             pictures.append(("Scores by task", plots_out / "scores.png"))
         for name, values in found.items():
-            notions = values.get("sampling", {}).get("notions") if name[:6] == "train/" else None
+            if not name.startswith("train/"):
+                continue
+            model = name.removeprefix("train/")
+            if values.get("history"):
+                curve_plot(values["history"], model, folder / f"curves-{model}.png")
+                pictures.append((f"Training, {model}", plots_out / f"curves-{model}.png"))
+            notions = values.get("sampling", {}).get("notions")
             if notions:
-                model = name.removeprefix("train/")
                 notion_plot(notions, model, folder / f"notions-{model}.png")
                 pictures.append((f"Notions, {model}", plots_out / f"notions-{model}.png"))
+    for name in models(found):
+        pictures.append((f"Pictures, {name}", metrics.parent / "samples" / name / "grid.png"))
+    # A history without known curves has no plot, and the grids may be elsewhere.
+    pictures = [(name, path) for name, path in pictures if path.is_file()]
     with atomic_folder(reports_out) as folder:
         write_json(folder / "summary.json", summary(found))
         with atomic_file(folder / "report.md") as file:
-            parts = [f"# {title}", _markdown(rows), *notes(found)]
+            parts = [f"# {title}", _markdown(rows), _markdown(intervals), *notes(found)]
             for name, fact in facts(found):
                 parts += [f"## {name}", _markdown(fact)]
             file.write_text("\n\n".join(parts) + "\n")
         with atomic_file(folder / "report.html") as file:
-            body = [f"<h1>{html.escape(title)}</h1>", _html_table(rows)]
+            body = [f"<h1>{html.escape(title)}</h1>", _html_table(rows), _html_table(intervals)]
             body += [f"<p>{html.escape(note)}</p>" for note in notes(found)]
             for name, path in pictures:
                 data = base64.b64encode(path.read_bytes()).decode()
