@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from components.errors import UserError
-from components.feedback.histogram import plot_notions
 from components.feedback.ledger import Ledger
 from components.feedback.sampler import StatisticalSampler, target_shares, trunc_norm
 from components.feedback.scores import read_scores
@@ -229,13 +228,6 @@ def test_a_rung_that_nothing_reaches_is_refused():
     view._rows["96x96"] = np.zeros(0, np.int64)
     with pytest.raises(UserError, match="96"):
         make(view)
-
-
-def test_histogram_picture(tmp_path):
-    sampler = make(View())
-    draw(sampler, 100)
-    plot_notions(sampler.report(), tmp_path / "notions.png")
-    assert (tmp_path / "notions.png").read_bytes()[:4] == b"\x89PNG"
 
 
 @settings(deadline=None, max_examples=20)

@@ -218,10 +218,12 @@ class World:
             group: list[SceneObject] = []
             for _ in range(clause["count"]):
                 at_size, at_x, at_y = rng.random(3)
-                size = (low + (high - low) * at_size) * shrink
+                size = self._snap((low + (high - low) * at_size) * shrink, "size_lattice")
                 w, h = (margin + side * size / 2 for side in BOX[clause["class"]])
-                x = w + (span_x - 2 * w) * at_x
-                y = h + (span_y - 2 * h) * at_y
+                x = self._snap(w + (span_x - 2 * w) * at_x, "lattice")
+                y = self._snap(h + (span_y - 2 * h) * at_y, "lattice")
+                if not (w <= x <= span_x - w and h <= y <= span_y - h):
+                    return None
                 thing = SceneObject(clause["class"], color, self.colors[color], x, y, size)
                 if any(_too_near(thing.box(), other.box(), gap) for other in placed):
                     return None
@@ -233,6 +235,11 @@ class World:
                     return None
             groups.append(group)
         return tuple(placed)
+
+    def _snap(self, length: float, lattice: str) -> float:
+        """A length to the nearest multiple of 1/lattice of the shorter side; 0 leaves it."""
+        cells = int(self.data[lattice])
+        return round(length * cells) / cells if cells else length
 
     # Held out ------------------------------------------------------------------------------
 
