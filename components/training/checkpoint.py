@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from components.errors import UserError
 from components.files import atomic_folder, read_json, write_json
@@ -163,7 +163,7 @@ def _save(path: Path, tensors: dict[str, Tensor]) -> None:
         os.fsync(file.fileno())
 
 
-def _names(training: Training) -> dict[nn.Parameter, str]:
+def _names(training: Training) -> dict[Tensor, str]:
     return {parameter: name for name, parameter in training.model.named_parameters()}
 
 

@@ -56,8 +56,5 @@ class Workers:
         results = self.map(one, parts)
         for index, parameter in enumerate(parameters):
             found = [g for g in (gradients[index] for gradients, _ in results) if g is not None]
-            total = found[0] if found else None
-            for gradient in found[1:]:
-                total = total + gradient
-            parameter.grad = total
+            parameter.grad = sum(found[1:], start=found[0]) if found else None
         return [said for _, said in results]
