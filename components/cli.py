@@ -1,6 +1,7 @@
 """The command line: `djepa`. Every verb is a thin call of something importable."""
 
 import errno
+import json
 import os
 import sys
 from pathlib import Path
@@ -88,8 +89,34 @@ def curate(
     print(f"{out / 'report.html'} shows what was kept and rejected")
 
 
-score = typer.Typer(no_args_is_help=True, help="Score a folder of pictures by a benchmark's rules.")
+score = typer.Typer(no_args_is_help=True)
 app.add_typer(score, name="score")
+
+
+@score.callback()
+def benchmarks() -> None:
+    """Score a folder of pictures by a benchmark's rules."""
+
+
+@score.command()
+def geneval(
+    folder: Annotated[Path, typer.Argument(help="Official layout: 00000/metadata.jsonl, samples/")],
+    detections: Annotated[
+        Path | None, typer.Option(help="JSON lines of boxes found elsewhere; no detector then")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The whole result as JSON")] = False,
+) -> None:
+    """Score pictures by GenEval's official rules."""
+    from components.compose import load
+    from components.evaluation.evaluate import sentence
+    from components.evaluation.scoring import score_folder
+    from components.scenes.world import World
+
+    params = load()
+    result, _ = score_folder(
+        folder, params["evaluation"], World.from_params(params["data"]), detections
+    )
+    print(json.dumps(result, indent=2) if as_json else sentence(folder.name, result))
 
 
 @app.command()

@@ -48,7 +48,7 @@ def generate(
     """
     if not prompt.strip():
         raise UserError("The prompt is empty: say what to draw.")
-    width, height = parse_size(size) if size else (None, None)
+    sides = dict(zip(("width", "height"), parse_size(size), strict=True)) if size else {}
     folder = model or last_model()
     if not (folder / "model_index.json").exists():
         raise UserError(f"{folder} is not a model folder: it has no model_index.json.")
@@ -56,7 +56,7 @@ def generate(
 
     pipeline = DJEPAPipeline.from_pretrained(folder)
     seeds = [seed + i for i in range(images)]
-    pictures = pipeline([prompt] * images, width=width, height=height, seeds=seeds).images
+    pictures = pipeline([prompt] * images, seeds=seeds, **sides).images
     out.parent.mkdir(parents=True, exist_ok=True)
     paths = []
     for number, picture in enumerate(pictures):

@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,29 @@ from components.files import hash_of, read_json, write_json
 from components.home import djepa_home
 
 EXPERIMENT = "djepa"
+# The figures that parents are compared by, of all that lie in metrics/.
+FINAL = (
+    "evaluate/*/geneval.overall",
+    "evaluate/*/geneval.chance",
+    "evaluate/*/geneval.stderr",
+    "evaluate/*/geneval.n",
+    "evaluate/*/geneval.difference.*",
+    "evaluate/*/geneval.tasks.*",
+    "evaluate/*/geneval.seen.overall",
+    "evaluate/*/geneval.seen.chance",
+    "evaluate/*/geneval.all.*",
+    "compare/*/win_rate",
+    "compare/*/low",
+    "compare/*/high",
+    "references/*/positive_share",
+    "critic/*/auroc",
+    "train/*/final.*",
+    "train/*/images",
+    "train/*/dropped_by_critic",
+    "curate/total",
+    "curate/kept",
+    "curate/rejected.*",
+)
 
 
 class Tracker:
@@ -295,11 +319,11 @@ def complete_parent(tracker: Tracker, metrics: Path) -> None:
     for file in sorted(metrics.rglob("*.json")):
         name = file.relative_to(metrics).with_suffix("").as_posix()
         for key, value in flatten(read_json(file)).items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                figures[f"{name}/{key}"] = float(value)
+            figure = f"{name}/{key}"
+            known = any(fnmatchcase(figure, pattern) for pattern in FINAL)
+            if known and isinstance(value, int | float) and not isinstance(value, bool):
+                figures[figure] = float(value)
         note = recall(file)
         if note and note["run"]:
             parent.set_tags({f"child.{note['stage'].replace('@', '-')}": note["run"]})
-    names = sorted(figures)
-    for start in range(0, len(names), 500):
-        parent.log_metrics({n: figures[n] for n in names[start : start + 500]})
+    parent.log_metrics(figures)

@@ -33,9 +33,9 @@ def params(critic="resnet18", labels="auto", **training):
             "rounds": {"r1": {"model": "phase1", "critic": "none", "labels": labels}},
             "critic_training": {
                 "size": 16,
-                "epochs": 4,
-                "batch": 8,
-                "lr": 0.02,
+                "epochs": 3,
+                "batch": 12,
+                "lr": 0.003,
                 "weight_decay": 0.0005,
                 "crop": 0.6,
                 "held_out": 0.25,
@@ -125,9 +125,9 @@ def test_labels_come_from_the_nearest_reference_of_the_same_prompt(seed, thresho
 
 def test_quality_of_known_scores():
     labels = np.array([True] * 50 + [False] * 50)
-    perfect = quality(labels, labels.astype(float), 0)
+    perfect = quality(labels, labels.astype(float), 0, 100)
     assert perfect["auroc"] == 1.0 and perfect["ece"] == 0.0 and perfect["brier"] == 0.0
-    guess = quality(labels, np.random.default_rng(0).random(100), 0)
+    guess = quality(labels, np.random.default_rng(0).random(100), 0, 100)
     low, high = guess["auroc_interval"]
     assert low < guess["auroc"] < high and low < 0.5 < high
     assert quality(np.ones(5, bool), np.ones(5), 0)["auroc"] is None

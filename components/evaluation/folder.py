@@ -1,7 +1,8 @@
 """GenEval's folder of pictures: `00000/metadata.jsonl` and `00000/samples/0000.png …`."""
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from components.errors import UserError
 
 # A picture larger than this is refused before it is unpacked (width x height, pixels).
 MAX_PIXELS = 64_000_000
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def read_folder(folder: Path) -> list[Sample]:
                 f"{file} is no line of GenEval's metadata ({error!r}); it needs tag, include and "
                 "prompt."
             ) from None
-        pictures = sorted((place / "samples").glob("*.[pjw]*g"))
+        pictures = sorted(p for p in (place / "samples").glob("*") if p.suffix.lower() in SUFFIXES)
         if not pictures:
             raise UserError(f"{place / 'samples'} holds no picture; draw its prompt again.")
         samples += [Sample(str(p.relative_to(folder)), metadata, p) for p in pictures]
@@ -90,14 +92,15 @@ def check_metadata(metadata: Any) -> None:
                 raise ValueError("position needs a relation and the number of a clause")
 
 
-def read_detections(file: Path, samples: Iterable[Sample]) -> dict[str, dict[str, list[list[Any]]]]:
+def read_detections(file: Path, samples: Sequence[Sample]) -> dict[str, dict[str, list[list[Any]]]]:
     """Detections made elsewhere: filename → class → [[x1, y1, x2, y2, score, colour], …].
 
     One JSON line a picture: {"filename": "00000/samples/0000.png", "detections": {…}}; boxes in
-    pixels, score 0–1, colour a name, "" or null.
+    pixels, score 0–1, colour a name; it may be "", null or left out where no colour is asked for.
 
     Raises:
-        UserError: a damaged line, or a picture without a line.
+        UserError: a damaged line, a picture without a line, or one whose prompt asks for the
+            colour of a class that was detected without colours.
     """
     found: dict[str, dict[str, list[list[Any]]]] = {}
     try:
@@ -108,7 +111,7 @@ def read_detections(file: Path, samples: Iterable[Sample]) -> dict[str, dict[str
         try:
             record = json.loads(line)
             found[record["filename"]] = {
-                name: [[*(float(v) for v in item[:5]), item[5] or ""] for item in items]
+                name: [_item(item) for item in items]
                 for name, items in record["detections"].items()
             }
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
@@ -121,4 +124,21 @@ def read_detections(file: Path, samples: Iterable[Sample]) -> dict[str, dict[str
         raise UserError(
             f"{file} has no line for {len(absent)} pictures (e.g. {absent[0]}); detect them too."
         )
+    for sample in samples:
+        asked = {c["class"] for c in sample.metadata["include"] if "color" in c}
+        for name in sorted(asked):
+            if any(not item[5] for item in found[sample.filename].get(name, [])):
+                raise UserError(
+                    f"{file} names no colour for a {name} in {sample.filename}, whose prompt "
+                    f"('{sample.metadata['prompt']}') asks for one; add it as the sixth entry "
+                    "after the score."
+                )
     return found
+
+
+def _item(item: list[Any]) -> list[Any]:
+    """A detection with six entries; ValueError where it is none."""
+    values = [float(v) for v in item[:5]]
+    if len(values) < 5 or not all(map(math.isfinite, values)) or not 0 <= values[4] <= 1:
+        raise ValueError("a detection is x1, y1, x2, y2, a score of 0 to 1 and a colour")
+    return [*values, (item[5] if len(item) > 5 else None) or ""]

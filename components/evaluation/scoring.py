@@ -44,15 +44,13 @@ class Scored:
         }
 
 
-def detect_all(
-    samples: Sequence[Sample], world: World, settings: Mapping[str, Any], what: str
-) -> list[Detections]:
+def detect_all(samples: Sequence[Sample], world: World, what: str) -> list[Detections]:
     """Detect every picture with the world's detector, after its self-test at each size.
 
     Raises:
         UserError: a damaged picture, or a failed self-test.
     """
-    detector = SceneDetector(world, settings["detector"])
+    detector = SceneDetector(world)
     tested: set[tuple[int, int]] = set()
     progress = Progress(f"detecting {what}", len(samples), "pictures")
     found = []
@@ -173,25 +171,28 @@ def score_folder(
     Args:
         folder: holds 00000/metadata.jsonl, 00000/samples/0000.png, ….
         settings: `params["evaluation"]`.
-        world: its detector is used, and its held-out set splits the result.
+        world: its detector is used and its held-out set splits the result, if the prompts are its.
         detections: a file of detections made elsewhere, instead of the world's detector.
 
     Raises:
         UserError: a damaged folder, no detector, or a failed self-test.
     """
     samples = read_folder(folder)
+    foreign = sorted(
+        {c["class"] for s in samples for c in s.metadata["include"]}
+        - set(world.shapes if world else [])
+    )
+    if foreign:
+        world = None  # another world's prompts: no held-out set, and no detector of ours
     if detections is not None:
         by_name = read_detections(detections, samples)
         found = [by_name[s.filename] for s in samples]
     elif world is not None:
-        foreign = {c["class"] for s in samples for c in s.metadata["include"]} - set(world.shapes)
-        if foreign:
-            raise UserError(
-                f"The embedded detector does not know {', '.join(sorted(foreign)[:5])} in "
-                f"{folder}; give detections made elsewhere with --detections FILE."
-            )
-        found = detect_all(samples, world, settings, folder.name.split(".tmp")[0])
+        found = detect_all(samples, world, folder.name.split(".tmp-")[0])
     else:
-        raise UserError(f"No detector for {folder}: give detections with --detections FILE.")
+        raise UserError(
+            f"The embedded detector does not know {', '.join(foreign[:5])} in {folder}; give "
+            "detections made elsewhere with --detections FILE."
+        )
     scored = score_samples(samples, found, settings, world)
     return result(scored, settings), scored

@@ -135,10 +135,9 @@ def _critic(
         for key, array in small_pictures(shard, size, limits, wanted)
     }
     _all_there(wanted, small, curated)
-    rng = np.random.default_rng(seed)
-    held_out = rng.permutation(len(labelled)) < round(float(settings["held_out"]) * len(labelled))
     pictures = np.stack([small[key] for key in labelled["key"]])
     truth = labelled["label"].to_numpy(bool)
+    held_out = _held_out(truth, float(settings["held_out"]), seed)
     network, started = classifier.start(previous, seed)
     print(f"critic: {len(labelled)} labelled pictures, {positive:.2f} positive, from {started}")
     losses = classifier.train(network, pictures[~held_out], truth[~held_out], settings, seed)
@@ -204,6 +203,16 @@ def labelled_pictures(
         "not_close": int(found["key"].nunique() - len(kept)),
     }
     return kept[["key", "label", "similarity"]], counts
+
+
+def _held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Which of the labelled pictures (m,) are not learned from: `share` of each class."""
+    rng = np.random.default_rng(seed)
+    chosen = np.zeros(len(labels), bool)
+    for label in (False, True):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        chosen[rows[: round(share * len(rows))]] = True
+    return chosen
 
 
 def _all_there(wanted: set[str], found: dict[str, Any], curated: Path) -> None:

@@ -1,8 +1,10 @@
-"""Vectors of captions and pictures, by the model's own text encoder and context encoder.
+"""Vectors of captions and pictures, from what the model itself is fed.
 
-Pictures: the context encoder sees all tokens with the prompt dropped; its features are
-averaged over the tokens. No further network is needed, and what looks alike to the model
-counts as alike. VoPE makes pictures of different sizes comparable.
+Captions: the mean of their text states. Pictures: mean and standard deviation of each latent
+channel over the picture, so what colours and edges there are, not where; pictures of
+different sizes compare. On the embedded world the nearest neighbours by these vectors share
+twice as many notions as random pairs do; features of the model's own context encoder, young
+as it is when the critic is made, shared hardly more than random pairs.
 """
 
 from collections.abc import Sequence
@@ -12,8 +14,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-
-from components.model.djepa import DJEPA
 
 BATCH = 256
 
@@ -39,19 +39,9 @@ def captions(encoded: Any, ids: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-@torch.no_grad()
-def pooled(model: DJEPA, latents: Tensor) -> np.ndarray:
-    """Features (B, D) of latents (B, C, h, w)."""
-    device = next(model.parameters()).device
-    tokens = latents.flatten(2).transpose(1, 2).to(device)
-    b, n = tokens.shape[:2]
-    states = torch.zeros(b, 1, model.config.text_width, device=device)
-    dropped = torch.ones(b, dtype=torch.bool, device=device)
-    order = torch.arange(n, device=device)[None]
-    rotations = model.positions(order, (latents.shape[3], latents.shape[2]), 1)
-    bias = model.bias(dropped[:, None], dropped, n)
-    _, features = model.encoder(states, dropped, tokens, rotations, bias)
-    return features.mean(dim=1).float().cpu().numpy()
+def pooled(latents: Tensor) -> np.ndarray:
+    """Features (B, 2C) of latents (B, C, h, w)."""
+    return torch.cat([latents.mean((2, 3)), latents.std((2, 3), correction=0)], dim=1).numpy()
 
 
 def encode_images(pipe: Any, images: Sequence[Image.Image]) -> Tensor:
@@ -61,26 +51,18 @@ def encode_images(pipe: Any, images: Sequence[Image.Image]) -> Tensor:
     return pipe.tokenizer.encode(pixels.to(pipe.tokenizer.mean.device)).cpu()
 
 
-def pictures(pipe: Any, images: Sequence[Image.Image]) -> np.ndarray:
-    """Features (m, D) of pictures of one size."""
-    parts = [
-        pooled(pipe.transformer, encode_images(pipe, images[i : i + BATCH]))
-        for i in range(0, len(images), BATCH)
-    ]
-    return np.concatenate(parts)
+def samples(encoded: Any, ids: np.ndarray) -> np.ndarray:
+    """Features (m, 2C) of the encoded samples `ids` (m,), each at the smallest rung it reaches.
 
-
-def samples(pipe: Any, encoded: Any, ids: np.ndarray) -> np.ndarray:
-    """Features (m, D) of the encoded samples `ids` (m,), ascending and different.
-
-    Each at the smallest rung that it reaches.
+    ValueError for a sample that reaches none.
     """
-    features = np.zeros((len(ids), pipe.transformer.config.width), np.float32)
-    left = np.ones(len(ids), bool)
+    features: dict[int, np.ndarray] = {}
     for rung in sorted(encoded.rungs, key=lambda name: np.prod(encoded.rungs[name])):
-        here = np.flatnonzero(left & np.isin(ids, encoded.rows(rung)))
-        left[here] = False
-        for i in range(0, len(here), BATCH):
-            part = here[i : i + BATCH]
-            features[part] = pooled(pipe.transformer, encoded.latents(rung, ids[part]))
-    return features
+        here = np.array([i for i in np.intersect1d(ids, encoded.rows(rung)) if i not in features])
+        for start in range(0, len(here), BATCH):
+            part = here[start : start + BATCH]
+            features |= zip(part.tolist(), pooled(encoded.latents(rung, part)), strict=True)
+    missing = [int(i) for i in ids if i not in features]
+    if missing:
+        raise ValueError(f"samples {missing} reach no rung")
+    return np.stack([features[int(i)] for i in ids])

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from components.evaluation.detector import SceneDetector
 from components.feedback.describe import encode_images
 from components.feedback.pictures import Judged, cover, draw_and_judge, training_prompts
 from components.files import atomic_file, atomic_folder, read_json, write_json
@@ -149,7 +150,7 @@ def draw_or_read(
         judged = list(
             draw_and_judge(
                 pipe,
-                world,
+                SceneDetector(world),
                 prompts,
                 int(settings["images"]),
                 size,

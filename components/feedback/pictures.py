@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from components.errors import UserError
-from components.evaluation.detector import SceneDetector
-from components.evaluation.geneval import score_image
+from components.evaluation.detector import Detections, Detector
+from components.evaluation.geneval import found, score_image
 from components.progress import Progress
 from components.scenes.world import World
 from components.training.parallel import Workers
@@ -84,25 +84,26 @@ def cover(
     return chosen
 
 
-def clause_share(metadata: Metadata, detections: dict[str, list]) -> float:
+def clause_share(metadata: Metadata, detections: Detections) -> float:
     """How much of a prompt is met, in [0, 1], to rank pictures that GenEval calls equal.
 
-    Mean over the include clauses of found / asked (objects of the class, of the colour if
-    one is asked for); more than asked for counts as much less. Positions are left to GenEval.
+    Mean over the include clauses of found / asked: objects of the class, and for half of it of
+    the colour too if one is asked for; more than asked for counts as much less. Positions are
+    left to GenEval.
     """
-    shares = []
+    shares, objects = [], found(metadata, detections)
     for clause in metadata["include"]:
-        found = detections.get(clause["class"], [])
+        items, asked = objects.get(clause["class"], []), int(clause["count"])
+        counts = [len(items)]
         if "color" in clause:
-            found = [d for d in found if d[5] == clause["color"]]
-        asked = int(clause["count"])
-        shares.append(max(0.0, 1.0 - abs(len(found) - asked) / asked))
+            counts.append(sum(item[5] == clause["color"] for item in items))
+        shares.append(np.mean([max(0.0, 1.0 - abs(n - asked) / asked) for n in counts]))
     return float(np.mean(shares)) if shares else 0.0
 
 
 def draw_and_judge(
     pipe: Any,
-    world: World,
+    detector: Detector,
     prompts: Sequence[Metadata],
     images: int,
     size: tuple[int, int],
@@ -114,7 +115,6 @@ def draw_and_judge(
 
     `pipe` is a DJEPAPipeline, `settings` replace its sampler's. Yields in the prompts' order.
     """
-    detector = SceneDetector(world)
     jobs = [(i, m) for i, m in enumerate(prompts) for _ in range(images)]
     progress = Progress(what, len(jobs), "pictures")
 
@@ -132,7 +132,7 @@ def draw_and_judge(
         judged = []
         for (i, metadata), seed, image in zip(part, seeds, drawn, strict=True):
             detections = detector.detect(image)
-            correct, reason = score_image(metadata, detections, image.size)
+            correct, reason = score_image(metadata, detections)
             share = clause_share(metadata, detections)
             judged.append(Judged(i, metadata, seed, image, bool(correct), reason, share))
         return judged

@@ -1,8 +1,8 @@
 """Reference set and retrieval: what the critic is made from (paper, section 3.2, Fig. 5 a, b).
 
 The current model draws pictures of prompts that cover the notions; each is labelled by
-whether it meets its prompt. Training pictures with similar captions are looked up. Both
-are described by the model's own context encoder.
+whether it meets its prompt. Training pictures with similar captions are looked up, and both
+kinds of pictures described by a vector (describe.py).
 """
 
 import json
@@ -60,6 +60,7 @@ def _references(
     import torch
     from safetensors.numpy import save_file
 
+    from components.evaluation.detector import SceneDetector
     from components.feedback import describe
     from components.feedback.pictures import cover, draw_and_judge, training_prompts
     from components.feedback.retrieval import retrieve
@@ -86,7 +87,7 @@ def _references(
     images: list[Any] = []
     for judged in draw_and_judge(
         pipe,
-        world,
+        SceneDetector(world),
         prompts,
         int(settings["images"]),
         size,
@@ -140,8 +141,8 @@ def _references(
     ).to_parquet(folder / "retrieved.parquet", index=False)
     save_file(
         {
-            "references": describe.pictures(pipe, images).astype(np.float16),
-            "retrieved": describe.samples(pipe, encoded, ids).astype(np.float16),
+            "references": describe.pooled(describe.encode_images(pipe, images)).astype(np.float16),
+            "retrieved": describe.samples(encoded, ids).astype(np.float16),
         },
         folder / "features.safetensors",
     )
@@ -154,7 +155,7 @@ def _references(
             k: float(v) for k, v in table.groupby("tag")["label"].mean().items()
         },
         "retrieved": len(ids),
-        "features": "mean of the context encoder's features, text dropped",
+        "features": "mean and standard deviation of the latent channels",
     }
 
 

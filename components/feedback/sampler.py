@@ -30,9 +30,17 @@ HOPELESS = 1_000_000
 class EncodedView(Protocol):
     """What the sampler needs to know of an encoded set of n samples and k notions."""
 
-    notions: np.ndarray  # (n, k) bool
-    notion_names: Sequence[str]  # k names
-    rungs: Mapping[str, tuple[int, int]]  # name -> (width, height) px
+    @property
+    def notions(self) -> np.ndarray:
+        """Whether each sample has each notion, (n, k) bool."""
+
+    @property
+    def notion_names(self) -> Sequence[str]:
+        """Names of the k notions."""
+
+    @property
+    def rungs(self) -> Mapping[str, tuple[int, int]]:
+        """Width and height in px of each rung by name."""
 
     def rows(self, rung: str) -> np.ndarray:
         """Sample ids, int64, that reach the rung."""

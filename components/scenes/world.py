@@ -82,6 +82,8 @@ class Scene:
 class World:
     """Shapes × colours × counts × relations, with a held-out set of combinations."""
 
+    TASKS = tasks.TASKS
+
     def __init__(self, data: Mapping[str, Any]) -> None:
         self.data = data
         self.shapes: list[str] = list(data["shapes"])

@@ -113,7 +113,7 @@ def encode(
     tracker.log_metrics(
         {
             "encode/pictures": len(manifest),
-            "encode/in_no_rung": summary["in_no_rung"],
+            "encode/in_no_rung": int((~reached).sum()),
             "encode/variance_kept": kept,
         }
     )

@@ -7,6 +7,7 @@ are taken in a fixed order, so the result does not depend on which part ends fir
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
 from typing import TypeVar
 
 import torch
@@ -56,5 +57,5 @@ class Workers:
         results = self.map(one, parts)
         for index, parameter in enumerate(parameters):
             found = [g for g in (gradients[index] for gradients, _ in results) if g is not None]
-            parameter.grad = sum(found[1:], start=found[0]) if found else None
+            parameter.grad = reduce(torch.add, found) if found else None
         return [said for _, said in results]

@@ -1,0 +1,79 @@
+"""The report's pictures."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # the backend must be chosen first
+import numpy as np
+
+from components.scenes.tasks import TASKS
+
+CURVES = ("loss", "flow", "jepa", "gradient_norm", "rate", "accuracy", "margin", "winner")
+
+
+def score_plot(models: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+    """scores.png: tasks and overall (± 1 standard error) of each model, and chance."""
+    groups = [*TASKS, "overall", "overall, seen"]
+    width = 0.8 / len(models)
+    figure, axes = plt.subplots(figsize=(10, 4.2))
+    for i, (name, scores) in enumerate(models.items()):
+        seen = scores.get("seen", {})
+        heights = [scores["tasks"].get(task, 0.0) for task in TASKS]
+        heights += [scores["overall"], seen.get("overall", 0.0)]
+        errors = [0.0] * len(TASKS) + [scores["stderr"], seen.get("stderr", 0.0)]
+        floors = [scores["chance_tasks"].get(task, 0.0) for task in TASKS]
+        floors += [scores["chance"], seen.get("chance", 0.0)]
+        at = np.arange(len(groups)) + (i - (len(models) - 1) / 2) * width
+        shown = [error if error else np.nan for error in errors]
+        axes.bar(at, heights, width * 0.92, yerr=shown, label=name, capsize=3)
+        axes.hlines(floors, at - width / 2, at + width / 2, colors="black", linestyles="dotted",
+                    label="chance" if i == 0 else "_")  # fmt: skip
+    axes.set_xticks(range(len(groups)), groups, rotation=20)
+    axes.set_ylabel("GenEval, share right")
+    axes.set_ylim(0, 1)
+    axes.legend(frameon=False, ncols=6, loc="lower left", bbox_to_anchor=(0, 1), fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(folder / "scores.png", dpi=110)
+    plt.close(figure)
+
+
+def notion_plot(notions: Mapping[str, Mapping[str, float]], name: str, path: Path) -> None:
+    """Each notion's share in the set and in what was trained on, with the target."""
+    words = list(notions)
+    at = np.arange(len(words))
+    figure, axes = plt.subplots(figsize=(10, 3.6))
+    axes.bar(at - 0.2, [notions[w]["set"] for w in words], 0.4, label="in the set")
+    axes.bar(at + 0.2, [notions[w]["trained"] for w in words], 0.4, label="trained on")
+    axes.plot(at, [notions[w]["target"] for w in words], "k_", markersize=14, label="target")
+    axes.set_xticks(at, words, rotation=60, ha="right", fontsize=8)
+    axes.set_ylabel("share of all notions")
+    axes.set_title(f"Statistical-analysis sampling, {name}", fontsize=10)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def curve_plot(history: Sequence[Mapping[str, float]], name: str, path: Path) -> None:
+    """A panel for each figure of a training history, by images seen, or by step."""
+    across = "images" if "images" in history[0] else "step"
+    shown = [k for k in history[0] if k in CURVES and all(k in line for line in history)]
+    if not shown:
+        return
+    figure, panels = plt.subplots(
+        1, len(shown), figsize=(3.4 * len(shown), 2.8), squeeze=False, layout="constrained"
+    )
+    for axes, key in zip(panels[0], shown, strict=True):
+        axes.plot([line[across] for line in history], [line[key] for line in history])
+        axes.set_title(key.replace("_", " "), fontsize=10)
+        axes.set_xlabel("images seen" if across == "images" else across)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(name, fontsize=10)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
