@@ -101,7 +101,7 @@ def encode(
         reached = np.zeros(len(manifest), bool)
         for name in rungs:
             reached[rows[name]] = True
-        summary = {
+        summary: dict[str, Any] = {
             "pictures": len(manifest),
             "in_no_rung": int((~reached).sum()),
             "rungs": {name: len(rows[name]) for name in rungs},

@@ -1,7 +1,7 @@
 """The encoded set: latents a resolution rung, text states and the curated manifest, on disk."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,17 +38,17 @@ class EncodedSet:
         self.folder = folder
         self.index = pd.read_parquet(folder / "index.parquet")
         columns = [c for c in self.index.columns if c.startswith(NOTION) and c != WORDS]
-        self.notion_names = [column.removeprefix(NOTION) for column in columns]
+        self.notion_names: Sequence[str] = [column.removeprefix(NOTION) for column in columns]
         self.notions = self.index[columns].to_numpy(dtype=bool).reshape(len(self.index), -1)
         with safe_open(folder / "text.safetensors", "pt") as file:
             self._states, self._offsets = file.get_tensor("states"), file.get_tensor("offsets")
         self._latents: dict[str, Tensor] = {}
         self._rows: dict[str, np.ndarray] = {}
         self._place: dict[str, np.ndarray] = {}
-        self.rungs: dict[str, tuple[int, int]] = {}
+        rungs: dict[str, tuple[int, int]] = {}
         for path in sorted((folder / "latents").glob("*.safetensors")):
             name = path.stem
-            self.rungs[name] = rung_size(name)
+            rungs[name] = rung_size(name)
             # Memory-mapped: only what is read comes in.
             with safe_open(path, "pt") as file:
                 self._latents[name] = file.get_tensor("latents")
@@ -56,6 +56,7 @@ class EncodedSet:
             place = np.full(len(self.index), -1, np.int64)
             place[self._rows[name]] = np.arange(len(self._rows[name]))
             self._place[name] = place
+        self.rungs: Mapping[str, tuple[int, int]] = rungs
 
     @classmethod
     def open(cls, folder: Path) -> "EncodedSet":
