@@ -15,6 +15,8 @@ from components.scenes.tasks import TASKS
 from components.scenes.world import World
 
 DATA = yaml.safe_load((Path(__file__).parents[1] / "params/data/scenes.yaml").read_text())
+# All the shapes there are, whatever the committed world uses.
+DATA["shapes"] = ["circle", "square", "triangle", "cross", "ring", "bar"]
 WORLD = World.from_params(DATA)
 DETECTOR = SceneDetector(WORLD)
 
