@@ -267,7 +267,9 @@ def with_pairs(params, monkeypatch):
 
 
 def test_dpo_writes_a_model_that_draws_a_state_and_its_pairs(made, params, tmp_path, with_pairs):
-    figures = run_dpo(made, tmp_path, params, tmp_path / "resume")
+    # Long enough that a handful of held-out pairs is not left to chance.
+    longer = params | {"dpo": params["dpo"] | {"steps": 60, "check_every": 20, "lr": 0.001}}
+    figures = run_dpo(made, tmp_path, longer, tmp_path / "resume")
     assert figures["pairs"] == 12 and figures["changed"]
     assert figures["loss"] < np.log(2) and figures["accuracy"] > 0.5
     pipe = DJEPAPipeline.from_pretrained(tmp_path / "model")
