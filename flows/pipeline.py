@@ -140,9 +140,6 @@ def pipeline(stages: list[str] | None = None) -> None:
 
 def main() -> int:
     """Run the flow; a stage's failure is one sentence and exit code 1."""
-    # Prefect hands a SIGTERM on after cancelling the run; an ordinary exit then stops its built-in
-    # server too, which would go on without us otherwise.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         pipeline()
     except StageFailed as failure:
