@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,11 @@ def _stop(process: subprocess.Popen[str]) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
-            process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            continue
+            # dvc ends at once; the stage below it still has a run to close.
+            for _ in range(PATIENCE * 10):
+                process.poll()
+                os.killpg(process.pid, 0)
+                time.sleep(0.1)
         except ProcessLookupError:
             return
 
@@ -140,6 +143,9 @@ def pipeline(stages: list[str] | None = None) -> None:
 
 def main() -> int:
     """Run the flow; a stage's failure is one sentence and exit code 1."""
+    # Prefect hands a SIGTERM on after cancelling the run; an ordinary exit then stops its built-in
+    # server too, which would go on without us otherwise.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         pipeline()
     except StageFailed as failure:
