@@ -5,6 +5,7 @@ processes of a pass are the parallelism.
 """
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,13 +64,13 @@ class Gated(Filter):
         self.suspected: list[float] = []  # gate score of the last batch, float
         self.sampled: list[bool] = []
 
+    @abstractmethod
     def gate_score(self, picture: Picture) -> float:
         """The cheap score; higher is more suspect."""
-        raise NotImplementedError
 
+    @abstractmethod
     def examine(self, batch: Sequence[Picture]) -> list[float]:
         """The dear score of each picture."""
-        raise NotImplementedError
 
     def score(self, batch: Sequence[Picture]) -> np.ndarray:
         """Return the dear score of suspects and of the sample, NaN for the rest."""

@@ -5,6 +5,7 @@ number a picture, `keeps` holds it against the threshold, which comes from param
 filters measure distortion (blur, noise, blankness), not beauty; each is named by what it is.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,7 @@ class Picture:
         return int(min(self.pixels.shape[:2]))
 
 
-class Filter:
+class Filter(ABC):
     """A named score with a threshold. `keep_high`: scores from the threshold up are kept."""
 
     name: str
@@ -40,12 +41,12 @@ class Filter:
     def __init__(self, threshold: float) -> None:
         self.threshold = float(threshold)
 
-    def setup(self) -> None:
+    def setup(self) -> None:  # noqa: B027 - most filters load nothing
         """Load models; called once in each worker process."""
 
+    @abstractmethod
     def score(self, batch: Sequence[Picture]) -> np.ndarray:
         """Return one number a picture, float64 (B,); NaN where it was not looked at."""
-        raise NotImplementedError
 
     def keeps(self, scores: np.ndarray) -> np.ndarray:
         """Return bool (B,); a picture without a score is kept."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from components.errors import UserError
 from components.files import read_json, write_json
 
 
-class TextEncoder:
+class TextEncoder(ABC):
     """Prompts to states (B, L, width) and a mask (B, L); frozen, any prompt is accepted.
 
     Two kinds, by `params.model.text`: `words` (`WordEncoder`) and `minilm` (`MiniLMEncoder`).
@@ -24,9 +25,9 @@ class TextEncoder:
     def __init__(self, length: int) -> None:
         self.length = length
 
+    @abstractmethod
     def encode(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """States float32 (B, L, width), zero at padding, and mask (B, L) bool, L ≤ `length`."""
-        raise NotImplementedError
 
     def config(self) -> dict[str, Any]:
         """What `from_config` needs to build the encoder again."""
