@@ -1,4 +1,5 @@
 import json
+import os
 
 import pandas as pd
 import pytest
@@ -14,8 +15,8 @@ from components.tracking import Tracker
 from components.training import phases
 from components.training.checkpoint import Training
 from components.training.losses import draw_for, flow_error, losses, truncated_normal
-from components.training.optim import orthogonalise, rate_at
-from components.training.parallel import Workers
+from components.training.optim import Muon, orthogonalise, rate_at
+from components.training.parallel import Team, team
 from components.training.phases import train_phase
 from tests.tiny_curated import tiny_params, write_curated
 
@@ -115,24 +116,40 @@ def test_kill_and_resume_give_the_same_weights(encoded, tmp_path, monkeypatch, k
         assert all(torch.equal(whole[key], broken[key]) for key in whole), name
 
 
-def test_workers_give_the_gradient_of_the_mean():
-    layer = torch.nn.Linear(4, 1)
-    parts = list(torch.randn(2, 8, 4))
+def _orthogonalise_beside(place, out, gradients):
+    out.write_text(json.dumps(_muon_step(place, gradients).tolist()))
+    place.sum(torch.zeros(1))  # only now may rank 0 go
 
-    def loss(part):
-        value = layer(part).square().mean()
-        return value, value.item()
 
-    gradients = []
-    for count in (1, 2):
-        with Workers(count) as workers:
-            said = workers.gradients(loss, parts, list(layer.parameters()))
-        gradients.append([p.grad for p in layer.parameters()])
-    assert len(said) == 2
-    layer.zero_grad()
-    layer(torch.cat(parts)).square().mean().backward()
-    for one, two, p in zip(*gradients, layer.parameters(), strict=True):
-        assert torch.equal(one, two) and torch.allclose(one, p.grad, atol=1e-6)
+def _muon_step(place, gradients):
+    weights = [torch.nn.Parameter(torch.zeros_like(g)) for g in gradients]
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.grad = gradient.clone()
+    muon = Muon(weights, lr=0.1, momentum=0.9, weight_decay=0.0)
+    muon.team = place
+    muon.step()
+    return torch.cat([w.detach().flatten() for w in weights])
+
+
+def test_a_team_shares_muons_work_and_all_get_the_same_weights(tmp_path):
+    g = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(*s, generator=g) for s in ((8, 8), (24, 8), (8, 32), (8, 8), (8, 8))]
+    alone = _muon_step(Team(), gradients)
+    with team(2, _orthogonalise_beside, tmp_path / "peer", gradients) as place:
+        together = _muon_step(place, gradients)
+        place.sum(torch.zeros(1))
+    peer = torch.tensor(json.loads((tmp_path / "peer").read_text()))
+    assert torch.equal(together, peer)
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def _die(place):
+    os._exit(3)
+
+
+def test_a_dead_process_is_said_in_a_sentence():
+    with pytest.raises(UserError, match="training process ended"), team(2, _die) as place:
+        place.sum(torch.zeros(1))
 
 
 def test_losses_reach_the_model_and_not_the_target_encoder(encoded):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from components.training.parallel import Workers
+from components.training.parallel import Team
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
@@ -44,45 +44,58 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised (Jordan et al. 2024); float32, matrices of one shape batched.
 
-    A parameter whose rows stack several square matrices (Q, K and V in one) is orthogonalised
-    piece by piece.
+    A parameter whose rows stack three square matrices (Q, K and V in one) is orthogonalised
+    piece by piece. Each process of the team does its share of the matrices.
     """
 
     def __init__(
         self, params: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self.workers: Workers | None = None  # that share the iterations, if set
+        self.team = Team()
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
-            shapes: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
             parameters = [p for p in group["params"] if p.grad is not None]
-            for p in parameters:
-                buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                buffer.lerp_(p.grad, 1 - group["momentum"])
-                update = torch.lerp(p.grad, buffer, group["momentum"])
-                rows, columns = p.shape
-                # Three stacked D×D matrices: Q, K, V, or shift, scale, gate.
-                pieces = rows // columns if rows % columns == 0 and rows // columns == 3 else 1
+            if not parameters:
+                continue
+            gradients = [p.grad for p in parameters]
+            buffers = [
+                self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in parameters
+            ]
+            torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+            updates = torch._foreach_lerp(gradients, buffers, group["momentum"])
+            shapes: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+            for p, update in zip(parameters, updates, strict=True):
+                pieces = 3 if p.shape[0] == 3 * p.shape[1] else 1
                 for piece, target in zip(update.chunk(pieces), p.chunk(pieces), strict=True):
-                    shapes[(piece.shape[0], piece.shape[1])].append((piece, target))
-            if group["weight_decay"] and parameters:
+                    shapes[piece.shape].append((piece, target))
+            if group["weight_decay"]:
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            parts = self.workers.count if self.workers else 1
-            stacks, targets = [], []
-            for pairs in shapes.values():
-                for start in range(min(parts, len(pairs))):
-                    chosen = pairs[start::parts]
-                    stacks.append(torch.stack([piece for piece, _ in chosen]))
-                    targets.append([target for _, target in chosen])
-            run = self.workers.map if self.workers else map
-            for orthogonal, into in zip(run(orthogonalise, stacks), targets, strict=True):
+            results = self._orthogonalised([[u for u, _ in pairs] for pairs in shapes.values()])
+            for pairs, orthogonal in zip(shapes.values(), results, strict=True):
+                targets = [target for _, target in pairs]
                 # The usual scaling: a step's size does not depend on the matrix's shape.
-                rate = -group["lr"] * max(1.0, into[0].shape[0] / into[0].shape[1]) ** 0.5
-                torch._foreach_add_(into, list(orthogonal.unbind(0)), alpha=rate)
+                rate = -group["lr"] * max(1.0, targets[0].shape[0] / targets[0].shape[1]) ** 0.5
+                torch._foreach_add_(targets, list(orthogonal.unbind(0)), alpha=rate)
+
+    def _orthogonalised(self, groups: list[list[Tensor]]) -> list[Tensor]:
+        """One stack (M, r, c) a group of M matrices of one shape, the same in every process."""
+        rank, size = self.team.rank, self.team.size
+        sizes = [len(group) * group[0].numel() for group in groups]
+        flat = groups[0][0].new_zeros(sum(sizes))
+        stacks = [
+            part.view(len(group), *group[0].shape)
+            for part, group in zip(flat.split(sizes), groups, strict=True)
+        ]
+        for stack, group in zip(stacks, groups, strict=True):
+            mine = group[rank::size]
+            if mine:
+                stack[rank::size] = orthogonalise(torch.stack(mine))
+        self.team.sum(flat)
+        return stacks
 
 
 def optimizers(model: nn.Module, settings: dict[str, Any]) -> list[torch.optim.Optimizer]:
@@ -100,7 +113,7 @@ def optimizers(model: nn.Module, settings: dict[str, Any]) -> list[torch.optim.O
         lr=settings["adam_rate"],
         betas=tuple(settings["adam_betas"]),
         weight_decay=settings["adam_decay"],
-        foreach=True,
+        fused=True,
     )
     for optimizer in (muon, adam):
         for group in optimizer.param_groups:

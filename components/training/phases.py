@@ -30,7 +30,7 @@ from components.training.checkpoint import (
 from components.training.grid import save_grid
 from components.training.losses import Draw, draw_for, losses
 from components.training.optim import Muon, rate_at, set_rates
-from components.training.parallel import Workers
+from components.training.parallel import FlatGradients, Team, team
 
 # Tokens, text states, text mask, what is random, width and height in tokens.
 Part = tuple[Tensor, Tensor, Tensor, Draw, tuple[int, int]]
@@ -55,37 +55,49 @@ def train_phase(
     this very stage; a run that finds one goes on from it and ends with the same weights as a
     run without a break. Raises UserError for inputs that do not fit or a loss that is no number.
     """
-    Phase(phase, encoded, init, critic, resume_dir, params, tracker).run(
-        model_out, state_out, metrics_out
-    )
+    snapshot = Snapshots(resume_dir).newest()
+    inputs = (phase, Path(encoded), init, critic, snapshot, params)
+    processes = 1 if torch.cuda.is_available() else int(params["training"]["workers"])
+    with team(processes, _train_beside, *inputs) as place:
+        trained = Phase(place, *inputs)
+        trained.train(Snapshots(resume_dir), tracker)
+    trained.write(model_out, state_out, metrics_out, tracker)
+    Snapshots(resume_dir).clear()
+
+
+def _train_beside(place: Team, *inputs: Any) -> None:
+    """What the other processes do."""
+    Phase(place, *inputs).train(None, Tracker())
 
 
 class Phase:
-    """One phase of training, from its inputs to its outputs."""
+    """One phase of training in one process of a team; all of them hold the same weights."""
 
     def __init__(
         self,
+        place: Team,
         phase: str,
         encoded: Path,
         init: Path | None,
         critic: Path | None,
-        resume_dir: Path,
+        snapshot: Path | None,
         params: dict[str, Any],
-        tracker: Tracker,
     ) -> None:
-        self.phase, self.params, self.tracker = phase, params, tracker
+        self.place, self.phase, self.params = place, phase, params
         self.settings = params["training"]
         self.budget = int(self.settings[phase]["images"])
         self.encoded = EncodedSet.open(encoded)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.training = Training.fresh(params, self.encoded, self.device)
-        self.snapshots = Snapshots(resume_dir)
-        self.generator = torch.Generator().manual_seed(_seed(params, phase))
+        for optimizer in self.training.optimizers:
+            if isinstance(optimizer, Muon):
+                optimizer.team = place
+        self.seed = _seed(params, phase)
         self.sampler = StatisticalSampler(
             self.encoded,
             params,
             phase,
-            _seed(params, phase),
+            self.seed,
             read_scores(critic, self.encoded.index["key"]),
         )
         self.ledger = Ledger.of(self.encoded.index["shard"].astype(str).tolist())
@@ -96,28 +108,24 @@ class Phase:
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
         self.training.extra = {}
-        newest = self.snapshots.newest()
-        if newest is not None:
-            self._restore(newest)
+        if snapshot is not None:
+            self._restore(snapshot)
 
     def _restore(self, snapshot: Path) -> None:
         load_state(snapshot, self.training)
         extra = self.training.extra
         self.sampler.load_state_dict(extra["sampler"])
-        self.generator.set_state(
-            torch.from_numpy(np.frombuffer(bytes.fromhex(extra["generator"]), np.uint8).copy())
-        )
         self.ledger.drawn[:] = np.frombuffer(bytes.fromhex(extra["ledger"]), np.uint8)
         self.first_image, self.seconds = extra["first_image"], extra["seconds"]
         self.history = extra["history"]
-        print(f"{self.phase}: goes on from image {self.done}", flush=True)
+        if self.place.rank == 0:
+            print(f"{self.phase}: goes on from image {self.done}", flush=True)
 
     def _keep(self) -> None:
         """Put everything besides the tensors into the state's JSON."""
         self.training.extra = {
             "phase": self.phase,
             "sampler": self.sampler.state_dict(),
-            "generator": self.generator.get_state().numpy().tobytes().hex(),
             "ledger": self.ledger.drawn.tobytes().hex(),
             "first_image": self.first_image,
             "seconds": self.seconds,
@@ -129,14 +137,8 @@ class Phase:
         """Images seen in this phase."""
         return self.training.images - self.first_image
 
-    def run(self, model_out: Path, state_out: Path, metrics_out: Path) -> None:
-        """Train to the budget, then write the outputs."""
-        torch.set_flush_denormal(True)
-        with Workers(int(self.settings["workers"])) as workers:
-            for optimizer in self.training.optimizers:
-                if isinstance(optimizer, Muon):
-                    optimizer.workers = workers
-            self._loop(workers)
+    def write(self, model_out: Path, state_out: Path, metrics_out: Path, tracker: Tracker) -> None:
+        """Write what a trained phase leaves behind."""
         save_model_folder(model_out, self.training.ema, self.encoded, self.params)
         report = self.sampler.report()
         self.training.extra = {
@@ -161,18 +163,20 @@ class Phase:
             "history": self.history,
         }
         write_json(metrics_out, metrics)
-        self.tracker.log_metrics(
+        tracker.log_metrics(
             {
                 f"{self.phase}/images_per_second": metrics["images_per_second"],
                 f"{self.phase}/dropped_by_critic": report["dropped_by_critic"],
                 f"{self.phase}/never_drawn": metrics["coverage"]["never"],
             }
         )
-        self.snapshots.clear()
 
-    def _loop(self, workers: Workers) -> None:
+    def train(self, snapshots: Snapshots | None, tracker: Tracker) -> None:
+        """Train to the budget; rank 0 is given where snapshots go, and shows how it goes."""
         parameters = list(self.training.model.parameters())
-        progress = Progress(self.phase, self.budget, "images")
+        gradients = FlatGradients(parameters, extra=2)
+        leads = self.place.rank == 0
+        progress = Progress(self.phase, self.budget, "images") if leads else None
         started = saved = time.monotonic()
         before = self.seconds
         sums, batches = np.zeros(3), 0  # flow, jepa, gradient norm since the last line
@@ -183,54 +187,63 @@ class Phase:
                 share, self.settings["schedule"]["warmup"], self.settings["schedule"]["decay"]
             )
             set_rates(self.training.optimizers, rate)
-            said, count = self._step(workers, parameters)
+            said, count = self._step(gradients)
             sums += said
             batches += 1
             self.training.images += count
             self.training.step += 1
             self.training.average(self.settings["ema"], self.settings["target_ema"])
+            if progress is None or snapshots is None:
+                continue
             self.seconds = before + time.monotonic() - started
+            progress.at(min(self.done, self.budget), f"loss {said[0] + said[1]:.3f}")
             if self._passed(share, lines):
-                self._line(sums / batches, rate)
+                self._line(sums / batches, rate, tracker)
                 sums, batches = np.zeros(3), 0
             if self._passed(share, grids):
-                self._grid()
-            last = self.history[-1] if self.history else {}
-            progress.at(min(self.done, self.budget), f"loss {last.get('loss', math.nan):.3f}")
+                self._grid(tracker)
             if time.monotonic() - saved > self.settings["snapshot_seconds"]:
                 self._keep()
-                self.snapshots.save(self.training)
+                snapshots.save(self.training)
                 saved = time.monotonic()
 
-    def _step(self, workers: Workers, parameters: list[torch.nn.Parameter]) -> tuple[Any, int]:
-        """One step; gives (flow, jepa, gradient norm) and the number of images."""
+    def _step(self, gradients: FlatGradients) -> tuple[Any, int]:
+        """One step of the whole team; gives (flow, jepa, gradient norm) and the images."""
         rung, ids = self.sampler.next_batch()
-        parts = [self._part(rung, each) for each in np.array_split(ids, workers.count) if len(each)]
-        training, weight = self.training, float(self.settings["jepa_weight"])
-
-        def loss(part: Part) -> tuple[Tensor, tuple[float, float]]:
-            tokens, states, mask, draw, size = part
-            flow, jepa = losses(training.model, training.target, tokens, states, mask, size, draw)
-            return flow + weight * jepa, (flow.item(), jepa.item())
-
-        said = np.mean(workers.gradients(loss, parts, parameters), axis=0)
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings["clip"]))
-        if not (np.isfinite(said).all() and math.isfinite(norm)):
+        training, size = self.training, self.place.size
+        # Every process draws the whole batch and takes its part, weighed by its share of it.
+        mine = np.array_split(ids, size)[self.place.rank]
+        gradients.values.zero_()
+        if len(mine):
+            tokens, states, mask, draw, shape = self._part(rung, mine)
+            flow, jepa = losses(training.model, training.target, tokens, states, mask, shape, draw)
+            part = len(mine) / len(ids)
+            ((flow + float(self.settings["jepa_weight"]) * jepa) * part).backward()
+            gradients.extra.copy_(torch.stack([flow, jepa]).detach() * part)
+        self.place.sum(gradients.values)
+        flow_value, jepa_value = gradients.extra.tolist()
+        norm = float(gradients.gradients.norm())
+        if not all(map(math.isfinite, (flow_value, jepa_value, norm))):
             raise UserError(
                 f"{self.phase} diverged at step {training.step}: the loss is no number; lower "
                 "training.optimizer.muon_rate and adam_rate in params/training."
             )
+        if norm > self.settings["clip"]:
+            gradients.gradients.mul_(self.settings["clip"] / norm)
         for optimizer in training.optimizers:
             optimizer.step()
         self.ledger.add(ids)
-        return np.array([*said, norm]), len(ids)
+        return np.array([flow_value, jepa_value, norm]), len(ids)
 
     def _part(self, rung: str, ids: np.ndarray) -> Part:
         latents = self.encoded.latents(rung, ids)
         size = (latents.shape[3], latents.shape[2])
         tokens = latents.flatten(2).transpose(1, 2).contiguous()
         states, mask = self.encoded.text(ids)
-        draw = draw_for(tokens, self.settings, self.generator)
+        # From seed, step and rank alone: going on from a snapshot needs no more.
+        entropy = np.random.SeedSequence([self.seed, self.training.step, self.place.rank])
+        generator = torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
+        draw = draw_for(tokens, self.settings, generator)
         device = self.device
         return tokens.to(device), states.to(device), mask.to(device), draw.to(device), size
 
@@ -240,7 +253,7 @@ class Phase:
             before * times
         )
 
-    def _line(self, means: np.ndarray, rate: float) -> None:
+    def _line(self, means: np.ndarray, rate: float, tracker: Tracker) -> None:
         flow, jepa, norm = (float(value) for value in means)
         line = {
             "loss": flow + float(self.settings["jepa_weight"]) * jepa,
@@ -251,13 +264,13 @@ class Phase:
             "images_per_second": self.done / max(self.seconds, 1e-9),
         }
         self.history.append({"step": self.training.step, "images": self.training.images, **line})
-        self.tracker.log_metrics(
+        tracker.log_metrics(
             {f"train/{name}": value for name, value in line.items()},
             step=self.training.step,
             images=self.training.images,
         )
 
-    def _grid(self) -> None:
+    def _grid(self, tracker: Tracker) -> None:
         """Draw fixed training prompts with the averaged weights; the tracker takes the grid."""
         captions = sorted(set(self.encoded.index["caption"]))
         rng = np.random.default_rng(_seed(self.params, "grid"))
@@ -270,7 +283,7 @@ class Phase:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{self.phase}-step-{self.training.step:06d}.png"
             save_grid(path, images, chosen, columns=6)
-            self.tracker.log_artifact(path, "samples")
+            tracker.log_artifact(path, "samples")
 
 
 def _seed(params: dict[str, Any], purpose: str) -> int:

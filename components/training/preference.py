@@ -24,10 +24,6 @@ from components.model import DJEPAPipeline
 from components.model.djepa import DJEPA
 from components.progress import Progress
 from components.tracking import Tracker
-from components.training.parallel import Workers
-
-# A batch is worked on in two parts, whatever the machine: the weights depend on it.
-PARTS = 2
 
 
 def dpo_loss(
@@ -145,16 +141,15 @@ class Tuning:
             self._load()
         steps, every = int(self.settings["steps"]), int(self.settings["check_every"])
         progress = Progress("dpo", steps, "steps")
-        with Workers(torch.get_num_threads()) as workers:
-            if not self.history:
+        if not self.history:
+            self._check()
+        while self.step < steps and not self.stopped:
+            loss = self._train_step()
+            self.step += 1
+            progress.at(self.step, f"loss {loss:.3f}")
+            if self.step % every == 0 or self.step == steps:
                 self._check()
-            while self.step < steps and not self.stopped:
-                loss = self._train_step(workers)
-                self.step += 1
-                progress.at(self.step, f"loss {loss:.3f}")
-                if self.step % every == 0 or self.step == steps:
-                    self._check()
-                    self._save()
+                self._save()
         first, last = self.history[0], self.history[-1]
         kept = next(h for h in self.history if h["step"] == self.kept_step)
         return {
@@ -173,30 +168,25 @@ class Tuning:
             "history": self.history,
         }
 
-    def _train_step(self, workers: Workers) -> float:
+    def _train_step(self) -> float:
         settings, batch = self.settings, min(int(self.settings["batch"]), len(self.train_rows))
         per_epoch = len(self.train_rows) // batch
         epoch, place = divmod(self.step, per_epoch)
         order = np.random.default_rng([self.seed, 1, epoch]).permutation(self.train_rows)
         rows = order[place * batch : (place + 1) * batch]
-        parts = list(enumerate(np.array_split(rows, min(PARTS, len(rows)))))
-
-        def loss(part: tuple[int, np.ndarray]) -> tuple[Tensor, float]:
-            number, mine = part
-            draw = self.pairs.draw(mine, self.training, self.seed, 2, self.step, number)
-            with torch.no_grad():
-                reference = self.pairs.errors(self.reference, mine, draw)
-            errors = self.pairs.errors(self.model, mine, draw)
-            value, _ = dpo_loss(*errors, *reference, float(settings["beta"]))
-            return value, value.item()
-
         rate = float(settings["lr"]) * min(1.0, (self.step + 1) / int(settings["warmup"]))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        values = workers.gradients(loss, parts, list(self.model.parameters()))
+        draw = self.pairs.draw(rows, self.training, self.seed, 2, self.step)
+        with torch.no_grad():
+            reference = self.pairs.errors(self.reference, rows, draw)
+        errors = self.pairs.errors(self.model, rows, draw)
+        loss, _ = dpo_loss(*errors, *reference, float(settings["beta"]))
+        self.optimizer.zero_grad()
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        return float(np.mean(values))
+        return loss.item()
 
     @torch.no_grad()
     def _check(self) -> None:
