@@ -36,9 +36,9 @@ class FlowBlock(nn.Module):
             nn.init.zeros_(layer.weight)
         nn.init.zeros_(self.from_z.bias)
 
-    def forward(self, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
-        """All three (…, width) up to broadcasting; z and t are embedded already."""
-        shift, scale, gate = (self.from_z(z) + self.from_t(t)).chunk(3, dim=-1)
+    def forward(self, x: Tensor, from_z: Tensor, t: Tensor) -> Tensor:
+        """x (…, width), z's modulation (…, 3·width) and embedded t (…, width), broadcast."""
+        shift, scale, gate = (from_z + self.from_t(t)).chunk(3, dim=-1)
         h = torch.addcmul(shift, self.norm(x), 1 + scale)
         return torch.addcmul(x, gate, self.down(F.silu(self.up(h))))
 
@@ -58,15 +58,24 @@ class FlowHead(nn.Module):
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
+    def conditions(self, z: Tensor) -> list[Tensor]:
+        """What z (B, H, D) adds to the input and to each block's modulation, (B, H, 1, …) each."""
+        condition = self.condition(z)[:, :, None]
+        activated = F.silu(condition)
+        return [condition, *(block.from_z(activated) for block in self.blocks)]
+
+    def velocity(self, x: Tensor, t: Tensor, conditions: list[Tensor]) -> Tensor:
+        """Velocity (B, H, K, C) of x (B, H, K, C) at t (B or 1, 1, K), under `conditions`."""
+        moment = self.time(time_features(t, self.width).to(x.dtype))
+        h = self.input(x) + conditions[0] + moment
+        moment = F.silu(moment)
+        for block, from_z in zip(self.blocks, conditions[1:], strict=True):
+            h = block(h, from_z, moment)
+        return self.output(self.norm(h))
+
     def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
         """Velocity (B, H, K, C) of x (B, H, K, C) at t (B or 1, 1, K), under z (B, H, D).
 
         K is the number of draws of (t, noise) a token.
         """
-        condition = self.condition(z)[:, :, None]
-        moment = self.time(time_features(t, self.width).to(z.dtype))
-        h = self.input(x) + condition + moment
-        condition, moment = F.silu(condition), F.silu(moment)
-        for block in self.blocks:
-            h = block(h, condition, moment)
-        return self.output(self.norm(h))
+        return self.velocity(x, t, self.conditions(z))

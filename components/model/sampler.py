@@ -87,9 +87,10 @@ def sample_tokens(
 def _flow(model: DJEPA, z: Tensor, x: Tensor, times: Tensor, scale: float) -> Tensor:
     """Euler steps from noise x (B, n, C) to data under z (B or 2B, n, D)."""
     guided = scale != 1.0
+    conditions = model.head.conditions(z)
     for start, end in pairwise(times):
         both = torch.cat([x, x]) if guided else x
-        v = model.head(both[:, :, None], start.view(1, 1, 1), z)[:, :, 0]
+        v = model.head.velocity(both[:, :, None], start.view(1, 1, 1), conditions)[:, :, 0]
         if guided:
             conditional, unconditional = v.chunk(2)
             v = unconditional + scale * (conditional - unconditional)
