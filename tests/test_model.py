@@ -141,6 +141,8 @@ def test_hidden_tokens_reach_neither_z_nor_a_gradient():
     model, (states, mask, tokens, order) = make_model(), make_inputs()
     tokens.requires_grad_()
     z = model.condition(states, mask, tokens, order, 5, (4, 3))
+    first = model.condition(states, mask, tokens, order, 5, (4, 3), count=2)
+    assert torch.allclose(first, z[:, :2], atol=1e-6)
     assert z.shape == (3, 7, 16)
     (gradient,) = torch.autograd.grad(z.square().sum(), tokens)
     hidden = torch.zeros(3, 12, dtype=torch.bool).scatter(1, order[:, 5:], True)

@@ -43,8 +43,6 @@ class Stream(nn.Module):
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """Add the attention's result (B, N, D) and the MLP to the residual stream x (B, N, D)."""
-        if self.ends:
-            return x
         x = x + self.proj(attended)
         return x + self.down(F.gelu(self.up(self.norm(x))))
 
@@ -58,12 +56,18 @@ class TwoStreamBlock(nn.Module):
         self.image = Stream(width, heads, mlp_ratio)
 
     def forward(
-        self, text: Tensor, image: Tensor, rotations: Tensor, bias: Tensor | None
+        self,
+        text: Tensor,
+        image: Tensor,
+        rotations: Tensor,
+        bias: Tensor | None,
+        wanted: slice = slice(None),
     ) -> tuple[Tensor, Tensor]:
-        """Text (B, L, D) and image (B, N, D) to the same shapes.
+        """Text (B, L, D) and image (B, N, D) to the same shapes; of the image the `wanted` rows.
 
         rotations (B or 1, L+N, d/2) are the positions of text then image; bias (B, 1, 1, L+N)
-        is 0 where a key may be seen and −inf at the text's padding.
+        is 0 where a key may be seen and −inf at the text's padding. A text that ends here is
+        given back as it came.
         """
         length = text.shape[1]
         qk_text, v_text = self.text.queries_keys_values(text, rotations[:, :length])
@@ -71,9 +75,11 @@ class TwoStreamBlock(nn.Module):
         qk = torch.cat([qk_text, qk_image], dim=1)
         v = torch.cat([v_text, v_image], dim=1)
         q, k = qk.permute(2, 0, 3, 1, 4).unbind(0)  # B H L+N d
+        if self.text.ends:  # only the wanted image tokens ask
+            q = q[:, :, length:][:, :, wanted]
         attended = F.scaled_dot_product_attention(q, k, v.transpose(1, 2), attn_mask=bias)
         attended = attended.transpose(1, 2).flatten(2)
-        return (
-            self.text.finish(text, attended[:, :length]),
-            self.image.finish(image, attended[:, length:]),
-        )
+        if not self.text.ends:
+            text = self.text.finish(text, attended[:, :length])
+            attended = attended[:, length:][:, wanted]
+        return text, self.image.finish(image[:, wanted], attended)

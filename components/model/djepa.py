@@ -79,14 +79,22 @@ class Predictor(nn.Module):
         )
         self.norm = nn.LayerNorm(config.width)
 
-    def forward(self, text: Tensor, visible: Tensor, rotations: Tensor, bias: Tensor) -> Tensor:
-        """z (B, H, D) from text (B, L, D) and visible (B, V, D); rotations over L+V+H."""
+    def forward(
+        self, text: Tensor, visible: Tensor, rotations: Tensor, bias: Tensor, count: int
+    ) -> Tensor:
+        """z (B, count, D) of the first hidden tokens; rotations over L+V+H.
+
+        text (B, L, D), visible (B, V, D).
+        """
         hidden = rotations.shape[1] - text.shape[1] - visible.shape[1]
         masks = self.mask_token.expand(visible.shape[0], hidden, -1)
         image = torch.cat([visible, masks], dim=1)
-        for block in self.blocks:
+        *before, last = self.blocks
+        for block in before:
             text, image = block(text, image, rotations, bias)
-        return self.norm(image[:, visible.shape[1] :])
+        seen = visible.shape[1]
+        _, image = last(text, image, rotations, bias, slice(seen, seen + count))
+        return self.norm(image)
 
 
 class DJEPA(nn.Module):
@@ -128,8 +136,9 @@ class DJEPA(nn.Module):
         visible: int,
         size: tuple[int, int],
         drop: Tensor | None = None,
+        count: int | None = None,
     ) -> Tensor:
-        """z (B, H, D) of the hidden tokens, in the order's order.
+        """z (B, H, D) of the hidden tokens, in the order's order; of the first `count` if given.
 
         states (B, L, text width), mask (B, L) bool; tokens (B, N, C) in raster order; order (B, N)
         a permutation of raster positions whose first `visible` are seen; size (W, H) in tokens;
@@ -144,7 +153,8 @@ class DJEPA(nn.Module):
         seen = gather(tokens, order[:, :visible])
         end = length + visible
         text, image = self.encoder(states, drop, seen, rotations[:, :end], bias[..., :end])
-        return self.predictor(text, image, rotations, bias)
+        hidden = order.shape[1] - visible
+        return self.predictor(text, image, rotations, bias, hidden if count is None else count)
 
     def target(
         self,

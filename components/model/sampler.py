@@ -75,9 +75,9 @@ def sample_tokens(
     visible = 0
     for step in cosine_step(config.steps, count):
         twice = (lambda x: torch.cat([x, x])) if guided else (lambda x: x)
-        z = model.condition(states, mask, twice(tokens), twice(order), visible, size, drop)
+        z = model.condition(states, mask, twice(tokens), twice(order), visible, size, drop, step)
         x = noise[:, visible : visible + step]
-        x = _flow(model, z[:, :step], x, times, config.guidance_scale)
+        x = _flow(model, z, x, times, config.guidance_scale)
         place = order[:, visible : visible + step, None].expand(-1, -1, channels)
         tokens = tokens.scatter(1, place, x)
         visible += step
