@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from components.curation.shards import write_shard
 from components.errors import UserError
+from components.evaluation.drawing import draw_pictures
 from components.feedback import pairs
 from components.feedback.critic import critic
 from components.feedback.pictures import Judged
@@ -82,6 +83,7 @@ def params():
                 "shown": 4,
             },
         },
+        "evaluation": {"workers": 1},
         "dpo": {
             "prompts": 6,
             "images": 2,
@@ -202,6 +204,27 @@ def test_critic_after_references_that_are_all_wrong_drops_nothing(made, params, 
     assert read_scores(out, keys) is None
 
 
+def test_pictures_do_not_depend_on_the_number_of_processes(made):
+    jobs = [(f"a photo of {n} red circles", 7 + i) for i, n in enumerate(["two", "three"] * 5)]
+
+    def drawn(workers):
+        model = made / "models/phase1"
+        pictures = draw_pictures(model, jobs, (16, 16), 4, {"steps": 3}, workers, "test")
+        return [np.asarray(picture) for picture in pictures]
+
+    one, two = drawn(1), drawn(2)
+    assert len(one) == len(jobs) and not (one[0] == one[2]).all()  # the seed matters
+    assert all((a == b).all() for a, b in zip(one, two, strict=True))
+    with pytest.raises(UserError, match=r"evaluation\.workers is 0"):
+        drawn(0)
+
+
+def test_what_a_drawing_process_refuses_is_said_in_words(made, tmp_path):
+    jobs = [("a photo of a red circle", i) for i in range(4)]
+    with pytest.raises(UserError, match="not a saved model"):
+        list(draw_pictures(tmp_path / "no", jobs, (16, 16), 2, {}, 2, "test"))
+
+
 def test_unknown_round_is_refused(made, params, tmp_path):
     with pytest.raises(UserError, match="r7"):
         references(
@@ -254,7 +277,7 @@ def test_too_few_pairs_leave_the_model_as_it_is(made, params, tmp_path):
 def with_pairs(params, monkeypatch):
     """Pictures of the right kind win, noise loses."""
 
-    def judged(pipe, detector, prompts, images, size, first_seed, what, settings):
+    def judged(*_):
         rng, world = np.random.default_rng(0), World.from_params(params["data"])
         for i, metadata in enumerate(world.training_prompts()[:12]):
             for k in range(2):

@@ -1,17 +1,12 @@
 """A pass over many shards in a few processes, going on where a killed run stopped."""
 
-import os
-import threading
-import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 
 from components.curation.passes import PASSES, Job, use_one_thread
-from components.errors import UserError
+from components.processes import spread
 from components.progress import Progress
 
 
@@ -36,41 +31,16 @@ def run_pass(
     progress = Progress(f"curate {name}", len(shards), "shards")
     done = len(shards) - len(jobs)
     progress.at(done, "found finished" if done else "")
-    pixels = job.curation["limits"]["pixels"]
-    if workers == 1 or len(jobs) < 2:
-        use_one_thread(pixels)
-        for count, (shard, its) in enumerate(jobs, done + 1):
-            function(shard, its)
-            progress.at(count)
-        return
-    # Forked children of a process with threads (torch, onnxruntime) can hang: start anew.
-    pool = ProcessPoolExecutor(
-        min(workers, len(jobs)), get_context("spawn"), _start, (os.getpid(), pixels)
+    died = (
+        f"A process of the pass {name!r} died (out of memory?): run it again, it goes on "
+        "from the finished shards; curation.workers sets how many there are."
     )
-    try:
-        with pool:
-            futures = {pool.submit(function, shard, its): shard for shard, its in jobs}
-            try:
-                for count, future in enumerate(as_completed(futures), done + 1):
-                    future.result()
-                    progress.at(count)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    except BrokenProcessPool as problem:
-        raise UserError(
-            f"A process of the pass {name!r} died (out of memory?): run it again, it goes on "
-            "from the finished shards; curation.workers sets how many there are."
-        ) from problem
+    make = partial(_ready, function, job.curation["limits"]["pixels"])
+    for count, _ in enumerate(spread(make, jobs, workers, died), done + 1):
+        progress.at(count)
 
 
-def _start(parent: int, pixels: int) -> None:
-    """Set up a worker process, and end it when its parent is gone: a killed run leaves none."""
+def _ready(function: Callable[[Path, Job], None], pixels: int) -> Callable[[tuple], None]:
+    """The pass as a function of (shard, job), in a process with its libraries set."""
     use_one_thread(pixels)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    return lambda pair: function(*pair)

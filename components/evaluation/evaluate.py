@@ -4,36 +4,20 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from components.errors import UserError
+from components.evaluation.drawing import Pipeline, draw_pictures, load_pipeline
 from components.evaluation.folder import write_prompt
 from components.evaluation.grid import grid
 from components.evaluation.scoring import Scored, score_folder
 from components.files import atomic_folder, write_json
-from components.progress import Progress
 from components.scenes.tasks import TASKS, Metadata
 from components.scenes.world import World
 from components.tracking import Tracker
-from components.training.parallel import Workers
-
-
-class Pipeline(Protocol):
-    """What is used of a text-to-image pipeline."""
-
-    def __call__(self, prompts: list[str], **settings: Any) -> Any:
-        """Returns an object with `images`: a list of PIL pictures, one a prompt."""
-
-
-def load_pipeline(model: Path) -> Pipeline:
-    """The diffusers pipeline of `models/NAME`."""
-    from components.model import DJEPAPipeline
-
-    return DJEPAPipeline.from_pretrained(model)
 
 
 def benchmark(world: World, settings: Mapping[str, Any]) -> list[tuple[Metadata, int]]:
@@ -64,41 +48,35 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def draw(
-    pipeline: Pipeline, chosen: Sequence[tuple[Metadata, int]], out: Path, settings: Mapping
+    model: Path,
+    chosen: Sequence[tuple[Metadata, int]],
+    out: Path,
+    settings: Mapping[str, Any],
+    load: Callable[[Path], Pipeline] = load_pipeline,
 ) -> None:
-    """Draw each prompt's pictures into `out` in GenEval's layout; a seed a picture."""
-    width, height = parse_size(settings["size"])
-    jobs = []
+    """Draw each prompt's pictures into `out` in GenEval's layout; a seed a picture.
+
+    `model`, `load` and the errors raised as in `drawing.draw_pictures`.
+    """
+    prompts, paths = [], []
     for index, (metadata, count) in enumerate(chosen):
         folder = write_prompt(out, index, metadata)
-        jobs += [(metadata["prompt"], folder / f"{i:04d}.png") for i in range(count)]
+        prompts += [metadata["prompt"]] * count
+        paths += [folder / f"{i:04d}.png" for i in range(count)]
     first = int(settings["seed"]) * 1_000_000
-    batch = int(settings["batch_size"])
-    progress = Progress(f"drawing {_name(out)}", len(jobs), "pictures")
-
-    def draw_part(start: int) -> None:
-        part = jobs[start : start + batch]
-        images = pipeline(
-            [prompt for prompt, _ in part],
-            width=width,
-            height=height,
-            seeds=list(range(first + start, first + start + len(part))),
-            batch_size=len(part),
-            **settings["sampler"],
-        ).images
-        for (_, path), image in zip(part, images, strict=True):
-            image.save(path)
-
-    starts = list(range(0, len(jobs), batch))
-    with Workers(torch.get_num_threads()) as workers:
-        for i in range(0, len(starts), workers.count):
-            workers.map(draw_part, starts[i : i + workers.count])
-            progress.at(min((i + workers.count) * batch, len(jobs)))
-
-
-def _name(folder: Path) -> str:
-    """The name that a folder will have once it is whole."""
-    return folder.name.split(".tmp-")[0]
+    pictures = draw_pictures(
+        model,
+        [(prompt, first + i) for i, prompt in enumerate(prompts)],
+        parse_size(settings["size"]),
+        int(settings["batch_size"]),
+        settings["sampler"],
+        int(settings["workers"]),
+        # The folder's name is that which it will have once it is whole.
+        f"drawing {out.name.split('.tmp-')[0]}",
+        load,
+    )
+    for path, picture in zip(paths, pictures, strict=True):
+        picture.save(path)
 
 
 def evaluate(
@@ -120,14 +98,16 @@ def evaluate(
         params: all parameters; `data` and `evaluation` are read.
         tracker: gets geneval/… and the grid.
         load: how a model folder becomes a pipeline.
+
+    Raises:
+        UserError: settings, world or model folder that do not fit, or a drawing process died.
     """
     settings = params["evaluation"]
     world = World.from_params(params["data"])
     chosen = benchmark(world, settings)
-    pipeline = load(model)
     with atomic_folder(samples_out) as folder:
         started = time.monotonic()
-        draw(pipeline, chosen, folder, settings)
+        draw(model, chosen, folder, settings, load)
         seconds = time.monotonic() - started
         geneval, scored = score_folder(folder, settings, world)
         lines = [json.dumps(s.line()) + "\n" for s in scored]

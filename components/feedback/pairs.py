@@ -130,9 +130,9 @@ class PairSet:
 
 
 def draw_or_read(
-    folder: Path, pipe: DJEPAPipeline, encoded_dir: Path, params: dict[str, Any]
+    folder: Path, model: Path, pipe: DJEPAPipeline, encoded_dir: Path, params: dict[str, Any]
 ) -> tuple[PairSet, dict[str, Any]]:
-    """Pairs of the pipeline's pictures, and their figures; by `params.dpo`.
+    """Pairs of pictures of `pipe`, saved in `model`, and their figures; by `params.dpo`.
 
     They are kept in `folder` (pairs.parquet, pairs.png, latents.safetensors, summary.json): an
     interrupted run that has drawn them already reads them there.
@@ -149,14 +149,15 @@ def draw_or_read(
         size = rung_size(settings["size"])
         judged = list(
             draw_and_judge(
-                pipe,
+                model,
                 SceneDetector(world),
                 prompts,
                 int(settings["images"]),
                 size,
                 900_000_000,
                 "dpo pairs",
-                dict(settings["sampler"]),
+                settings["sampler"],
+                int(params["evaluation"]["workers"]),
             )
         )
         found = make_pairs(judged)

@@ -1,21 +1,20 @@
 """The current model's pictures of training prompts, judged; for references and preference pairs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from components.errors import UserError
 from components.evaluation.detector import Detections, Detector
+from components.evaluation.drawing import draw_pictures
 from components.evaluation.geneval import found, score_image
-from components.progress import Progress
 from components.scenes.world import World
-from components.training.parallel import Workers
 
-BATCH = 16  # pictures drawn at once by each thread
+BATCH = 16  # pictures drawn at once by each process
 
 Metadata = dict[str, Any]
 
@@ -102,44 +101,27 @@ def clause_share(metadata: Metadata, detections: Detections) -> float:
 
 
 def draw_and_judge(
-    pipe: Any,
+    model: Path,
     detector: Detector,
     prompts: Sequence[Metadata],
     images: int,
     size: tuple[int, int],
     first_seed: int,
     what: str,
-    settings: dict[str, Any],
+    sampler: Mapping[str, Any],
+    workers: int,
 ) -> Iterator[Judged]:
     """Draw `images` pictures of each prompt at size (W, H) px with seeds counted from `first_seed`.
 
-    `pipe` is a DJEPAPipeline, `settings` replace its sampler's. Yields in the prompts' order.
+    `model` is a saved pipeline, `sampler` replaces settings of its sampler, `workers` processes
+    draw. Yields in the prompts' order. Raises UserError as `draw_pictures` does.
     """
     jobs = [(i, m) for i, m in enumerate(prompts) for _ in range(images)]
-    progress = Progress(what, len(jobs), "pictures")
-
-    def draw(start: int) -> list[Judged]:
-        part = jobs[start : start + BATCH]
-        seeds = list(range(first_seed + start, first_seed + start + len(part)))
-        drawn = pipe(
-            [m["prompt"] for _, m in part],
-            width=size[0],
-            height=size[1],
-            seeds=seeds,
-            batch_size=BATCH,
-            **settings,
-        ).images
-        judged = []
-        for (i, metadata), seed, image in zip(part, seeds, drawn, strict=True):
-            detections = detector.detect(image)
-            correct, reason = score_image(metadata, detections)
-            share = clause_share(metadata, detections)
-            judged.append(Judged(i, metadata, seed, image, bool(correct), reason, share))
-        return judged
-
-    with Workers(torch.get_num_threads()) as workers:
-        starts = range(0, len(jobs), BATCH)
-        for first in range(0, len(starts), workers.count):
-            for part in workers.map(draw, starts[first : first + workers.count]):
-                yield from part
-            progress.at(min((first + workers.count) * BATCH, len(jobs)))
+    seeds = range(first_seed, first_seed + len(jobs))
+    wanted = [(m["prompt"], seed) for (_, m), seed in zip(jobs, seeds, strict=True)]
+    drawn = draw_pictures(model, wanted, size, BATCH, sampler, workers, what)
+    for (i, metadata), seed, image in zip(jobs, seeds, drawn, strict=True):
+        detections = detector.detect(image)
+        correct, reason = score_image(metadata, detections)
+        share = clause_share(metadata, detections)
+        yield Judged(i, metadata, seed, image, bool(correct), reason, share)

@@ -57,7 +57,6 @@ def _references(
     model_dir: Path, encoded_dir: Path, folder: Path, round_name: str, params: dict[str, Any]
 ) -> dict[str, Any]:
     # Torch only from here on: an empty set must not pay for its import.
-    import torch
     from safetensors.numpy import save_file
 
     from components.evaluation.detector import SceneDetector
@@ -70,8 +69,6 @@ def _references(
 
     settings = params["feedback"]["references"]
     encoded = EncodedSet.open(encoded_dir)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipe = DJEPAPipeline.from_pretrained(model_dir).to(device)
     world = World.from_params(params["data"])
     if round_name not in params["feedback"]["rounds"]:
         raise UserError(
@@ -86,14 +83,15 @@ def _references(
     rows: list[dict[str, Any]] = []
     images: list[Any] = []
     for judged in draw_and_judge(
-        pipe,
+        model_dir,
         SceneDetector(world),
         prompts,
         int(settings["images"]),
         size,
         first_seed,
         f"references {round_name}",
-        dict(settings["sampler"]),
+        settings["sampler"],
+        int(params["evaluation"]["workers"]),
     ):
         place = folder / f"{judged.prompt_index:05d}"
         if not place.exists():
@@ -121,6 +119,7 @@ def _references(
     table.to_parquet(folder / "references.parquet", index=False)
     _grid(folder / "grid.png", table, images)
 
+    pipe = DJEPAPipeline.from_pretrained(model_dir)
     # Only samples that reach a rung have latents, and are ever trained on.
     usable = np.unique(np.concatenate([encoded.rows(rung) for rung in encoded.rungs]))
     index, similarity = retrieve(

@@ -8,13 +8,9 @@ import hashlib
 import io
 import json
 import os
-import threading
-import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +22,7 @@ from PIL import Image
 from components.curation.shards import write_shard
 from components.errors import UserError
 from components.files import atomic_folder, write_json
+from components.processes import spread
 from components.progress import Progress
 from components.scenes.defects import KINDS, PIXELS, nearly
 from components.scenes.draw import draw_scene
@@ -286,47 +283,17 @@ def write_raw(
     data = params["data"]
     RawPictures(data)  # refuses impossible settings before any process starts
     shards = -(-int(data["raw"]["pictures"]) // int(data["raw"]["shard"]))
-    workers = min(workers or len(os.sched_getaffinity(0)), shards)
+    workers = workers or len(os.sched_getaffinity(0))
     progress = Progress("raw pictures", shards, "shards")
     totals = dict.fromkeys(("sound", *KINDS), 0)
+    died = "A process drawing the raw pictures died (out of memory?): run `djepa data` again."
     with atomic_folder(Path(out)) as folder:
-        for done, counts in enumerate(_shards(folder, shards, data, workers), 1):
+        written = spread(partial(_writer, folder, data), range(shards), workers, died)
+        for done, counts in enumerate(written, 1):
             totals = {kind: n + counts[kind] for kind, n in totals.items()}
             progress.at(done, f"{sum(totals.values())} pictures")
     tracker.log_metrics({f"raw/{kind}": float(n) for kind, n in totals.items()})
 
 
-def _shards(
-    folder: Path, shards: int, data: Mapping[str, Any], workers: int
-) -> Iterator[dict[str, int]]:
-    """Yield each shard's numbers as it is finished."""
-    if workers == 1:
-        for shard in range(shards):
-            yield write_raw_shard(folder, shard, data)
-        return
-    # Forked children of a process with threads (torch) can hang: start anew.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _end_with, (os.getpid(),))
-    try:
-        with pool:
-            futures = [pool.submit(write_raw_shard, folder, n, data) for n in range(shards)]
-            try:
-                for future in as_completed(futures):
-                    yield future.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    except BrokenProcessPool as problem:
-        raise UserError(
-            "A process drawing the raw pictures died (out of memory?): run `djepa data` again."
-        ) from problem
-
-
-def _end_with(parent: int) -> None:
-    """End this process when its parent is gone: a killed run leaves none behind."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def _writer(folder: Path, data: Mapping[str, Any]) -> Callable[[int], dict[str, int]]:
+    return lambda shard: write_raw_shard(folder, shard, data)

@@ -61,7 +61,9 @@ def dpo(
     settings = params["dpo"]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pipe = DJEPAPipeline.from_pretrained(model_from).to(device)
-    pairs, summary = draw_or_read(Path(resume_dir) / "pairs", pipe, Path(encoded), params)
+    pairs, summary = draw_or_read(
+        Path(resume_dir) / "pairs", Path(model_from), pipe, Path(encoded), params
+    )
     reference = pipe.transformer.eval().requires_grad_(False)
     kept = None
     if len(pairs.held_out) < int(settings["least_pairs"]):

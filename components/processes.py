@@ -1,0 +1,72 @@
+"""Work spread over a few processes, none of which outlives the one that started them."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from typing import Any, TypeVar
+
+from components.errors import UserError
+
+Part = TypeVar("Part")
+Result = TypeVar("Result")
+
+
+def spread(
+    make: Callable[[], Callable[[Part], Result]], parts: Sequence[Part], workers: int, died: str
+) -> Iterator[Result]:
+    """Yield the result of each part, in the parts' order.
+
+    make: called once in each process, gives the function of a part; what takes long to load is
+    loaded there. With one worker or one part that is this process; otherwise `make`, parts and
+    results are pickled on their way to new processes and back.
+    died: the sentence for the user when a process ends by itself.
+
+    Raises:
+        UserError: a process died. Whatever `make` or its function raises comes through, and the
+            parts that have not begun are given up.
+    """
+    workers = min(workers, len(parts))
+    if workers <= 1:
+        function = make()
+        for part in parts:
+            yield function(part)
+        return
+    # Forked children of a process with threads (torch, onnxruntime) can hang: start anew.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (os.getpid(), make))
+    try:
+        with pool:
+            futures = [pool.submit(_work, part) for part in parts]
+            try:
+                for future in futures:
+                    yield future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    except BrokenProcessPool as problem:
+        raise UserError(died) from problem
+
+
+_child: dict[str, Callable[..., Any]] = {}  # in a process of the pool: what it makes and made
+
+
+def _begin(parent: int, make: Callable[[], Callable[[Any], Any]]) -> None:
+    """Remember `make`; end this process when its parent is gone, so a killed run leaves none."""
+    _child["make"] = make
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _work(part: Any) -> Any:
+    # Not in _begin: an error there would reach the parent as no more than a dead process.
+    if "function" not in _child:
+        _child["function"] = _child["make"]()
+    return _child["function"](part)
