@@ -40,6 +40,7 @@ POSITIVE = Limit("a number above 0", 0, above=True)
 LIMITS: dict[str, Limit] = {
     "seed": NATURAL,
     "data.seed": NATURAL,
+    "curation.seed": NATURAL,
     "evaluation.seed": NATURAL,
     "model.network.width": COUNT,
     "model.network.heads": COUNT,

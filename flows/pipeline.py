@@ -4,6 +4,7 @@ Each task is one stage of dvc.yaml, run by `dvc repro` in a process group of its
 runs it, DVC decides whether it must run and keeps its result.
 """
 
+import logging
 import os
 import re
 import signal
@@ -39,6 +40,19 @@ class StageFailed(RuntimeError):
     def __init__(self, name: str, code: int, last: str) -> None:
         super().__init__(f"{name} failed (exit code {code}): {last}")
         self.code = code
+
+
+class _OneSentence(logging.Filter):
+    """Leaves out Prefect's tracebacks of a failed stage: they show this file, not the stage."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], StageFailed):
+            record.exc_info = None
+        return True
+
+
+for _name in ("prefect.task_runs", "prefect.flow_runs"):
+    logging.getLogger(_name).addFilter(_OneSentence())
 
 
 def _environment() -> dict[str, str]:
