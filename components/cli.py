@@ -1,15 +1,17 @@
 """The command line: `djepa`. Every verb is a thin call of something importable."""
 
-import errno
 import json
 import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from components.errors import UserError, explain, say
 
-from components.errors import UserError
+try:
+    import typer
+except ModuleNotFoundError as missing:  # another Python than the one that was installed into
+    sys.exit(say("djepa", explain(missing) or str(missing)))
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -39,9 +41,11 @@ def data(
 ) -> None:
     """Draw the embedded world's raw pictures into data/ and check them against data.dvc."""
     from components.compose import load
+    from components.home import checkout
     from components.rawdata import draw_data
     from components.tracking import Tracker
 
+    checkout()  # `dvc add` records the pictures in it
     draw_data(load(), Tracker(), accept)
 
 
@@ -143,29 +147,14 @@ def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1")] = 5000) -> N
 
 
 def main() -> None:
-    """Run the command line; the user's own mistakes end in one sentence and exit code 2."""
+    """Run the command line; what is not a defect of ours ends in one sentence and exit code 2."""
     try:
         app()
-    except UserError as error:
-        sys.exit(_say(str(error)))
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        sys.exit(_say(f"The package {package!r} is not installed: run `make install`."))
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is None:
             raise
-        where = error.filename or Path.cwd()
-        sys.exit(
-            _say(
-                f"The disk is full (writing {where}): make room, for example with `dvc gc -w`, and "
-                f"run the same command again; finished stages and snapshots are kept."
-            )
-        )
-
-
-def _say(sentence: str) -> int:
-    print(f"djepa: {sentence}", file=sys.stderr, flush=True)
-    return 2
+        sys.exit(say("djepa", sentence))
 
 
 if __name__ == "__main__":

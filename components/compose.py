@@ -16,6 +16,7 @@ import yaml
 
 from components.errors import UserError
 from components.files import atomic_file
+from components.limits import check
 
 TREE = Path("params")
 SELECTED = TREE / "selected.yaml"
@@ -58,7 +59,7 @@ def _check_type(name: str, before: Any, after: Any) -> None:
     for kind in kinds:
         if isinstance(before, kind):
             fits = isinstance(after, kind) and isinstance(after, bool) == isinstance(before, bool)
-            if not fits and after is not None:
+            if not fits:
                 raise UserError(
                     f"{name}={after!r} does not fit: {TREE}/ has {before!r} there. "
                     f"Give a value of the same kind."
@@ -73,11 +74,12 @@ def compose(root: Path = Path(), overrides: Sequence[str] = ()) -> None:
     none, the standing choice is composed again.
 
     Raises:
-        UserError: an override names no parameter, no option, or has the wrong kind of value.
+        UserError: an override names no parameter, no option, or has a value that cannot be meant.
     """
     if overrides:
         _select(root, overrides)
     text = _composed(root / TREE, [])
+    check(yaml.safe_load(text))
     if not (root / PARAMS).exists() or (root / PARAMS).read_text() != text:
         with atomic_file(root / PARAMS) as temporary:
             temporary.write_text(text)
@@ -110,6 +112,7 @@ def _select(root: Path, overrides: Sequence[str]) -> None:
         for part in path[:-1]:
             branch = branch.setdefault(part, {})
         branch[path[-1]] = after
+    check(wanted)
     chosen: dict[str, Any] = {}
     if chosen_groups:
         chosen["defaults"] = [{f"override /{o.key_or_group}": o.value()} for o in chosen_groups]
@@ -132,7 +135,7 @@ def load(root: Path = Path()) -> dict[str, Any]:
     machine) it cannot be checked and is taken as it is too.
 
     Raises:
-        UserError: params.yaml is missing or stale.
+        UserError: params.yaml is missing or stale, or a value in it cannot be meant.
     """
     path = root / PARAMS
     if not path.exists():
@@ -150,4 +153,6 @@ def load(root: Path = Path()) -> dict[str, Any]:
                 f"{PARAMS} is stale: it differs from what {TREE}/ composes to. "
                 f"Run `djepa compose` (or `djepa compose NAME=VALUE …` to choose anew)."
             )
-    return yaml.safe_load(path.read_text())
+    params = yaml.safe_load(path.read_text())
+    check(params)
+    return params

@@ -1,4 +1,14 @@
-"""Errors that are the user's to mend: one sentence, no traceback."""
+"""Errors that are the user's or the machine's to mend: one sentence, no traceback."""
+
+import errno
+import sys
+from pathlib import Path
+
+REFUSED = 2  # exit code for what is not a defect of the program; a retry does not help
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Libraries that write through Rust, C++ or SQLite keep the system's words, not its number.
+FULL_WORDS = ("no space left on device", "disk quota exceeded", "database or disk is full")
+OURS = ("components", "flows")
 
 
 class UserError(Exception):
@@ -7,3 +17,47 @@ class UserError(Exception):
     The message names the thing, the place and the way out. The command line prints
     it alone and exits with 2.
     """
+
+
+def explain(error: BaseException) -> str | None:
+    """The sentence for a mistake, a missing package or a full disk; None for all other errors."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, ImportError):
+        return _missing_package(error)
+    # Where closing a file or a run fails too, that second error is the one that is raised.
+    cause: BaseException | None = error
+    while cause is not None:
+        if _is_full(cause):
+            where = getattr(cause, "filename", None) or Path.cwd()
+            return (
+                f"The disk is full (writing {where}): make room, for example with `dvc gc -w`, and "
+                f"run the same command again; finished stages and snapshots are kept."
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _missing_package(error: ImportError) -> str | None:
+    package = (error.name or "").partition(".")[0]
+    if not package or package in OURS:
+        return None
+    # `make install` alone holds an installation that lost a package for finished.
+    mend = "run `make -B install`, then `source .venv/bin/activate` and the same command again."
+    if isinstance(error, ModuleNotFoundError):
+        return f"The package {package!r} is not installed for {sys.executable}: {mend}"
+    reason = (str(error).splitlines() or ["no reason given"])[0]
+    return f"The package {package!r} cannot be loaded by {sys.executable} ({reason}): {mend}"
+
+
+def _is_full(error: BaseException) -> bool:
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
+    text = str(error).lower()
+    return any(words in text for words in FULL_WORDS)
+
+
+def say(program: str, sentence: str) -> int:
+    """Print `program: sentence` to stderr; returns the exit code to end with."""
+    print(f"{program}: {sentence}", file=sys.stderr, flush=True)
+    return REFUSED

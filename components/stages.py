@@ -4,6 +4,7 @@ A stage reads params.yaml and files, writes files, and reports to its own run. N
 imports torch before a stage that needs it runs.
 """
 
+import re
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -182,14 +183,16 @@ STAGES: dict[str, Callable[[Call], Path]] = {
 
 
 def definition(stage: str) -> dict[str, Any]:
-    """What dvc.yaml says of a stage, its `foreach` form resolved for the stage's key."""
+    """What dvc.yaml says of a stage, with its name there as `name`; `foreach` gives its `do`."""
     base, _, key = stage.partition("@")
     stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
-    names = [name for name in (stage, base, f"{base}-{key}") if name in stages]
-    if not names:
-        raise UserError(f"dvc.yaml has no stage {stage!r}: it has {', '.join(stages)}.")
-    entry = stages[names[0]]
-    return entry.get("do", entry)
+    if f"{base}-{key}" in stages:
+        return {"name": f"{base}-{key}", **stages[f"{base}-{key}"]}
+    entry = stages.get(base, {})
+    if not entry or ("foreach" in entry) != bool(key):
+        names = [f"{name}@ROUND" if "foreach" in stages[name] else name for name in stages]
+        raise UserError(f"dvc.yaml has no stage {stage!r}: it has {', '.join(names)}.")
+    return {"name": stage, **entry.get("do", entry)}
 
 
 def section(stage: str, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -215,16 +218,21 @@ def _inputs(stage: str, params: Mapping[str, Any]) -> dict[str, str]:
         for entry in yaml.safe_load(lock.read_text())["stages"].values()
         for out in entry.get("outs", [])
     }
+    return {path: outs[path] for path in dependencies(stage, params) if path in outs}
+
+
+def dependencies(stage: str, params: Mapping[str, Any]) -> list[str]:
+    """The paths that dvc.yaml lists as the stage's inputs, names filled in as DVC does."""
     key = stage.partition("@")[2]
     item = params["feedback"]["rounds"].get(key, {})
-    found = {}
-    for dep in definition(stage).get("deps", []):
-        path = dep.replace("${key}", key).replace("${dpo.from}", params["dpo"]["from"])
-        for name, value in item.items():
-            path = path.replace("${item." + name + "}", value)
-        if path in outs:
-            found[path] = outs[path]
-    return found
+
+    def filled(name: re.Match[str]) -> str:
+        value: Any = {"key": key, "item": item, **params}
+        for step in name[1].split("."):
+            value = value[step]
+        return str(value)
+
+    return [re.sub(r"\$\{([^}]+)\}", filled, dep) for dep in definition(stage).get("deps", [])]
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -235,13 +243,26 @@ def run_stage(stage: str) -> None:
     """Run one stage of dvc.yaml here, in its own tracked run.
 
     Raises:
-        UserError: there is no such stage, params.yaml is stale, or the stage refused its input.
+        UserError: there is no such stage, params.yaml is stale, an input is not there, or the
+            stage refused it.
     """
     base, _, key = stage.partition("@")
     if base not in STAGES:
         raise UserError(f"There is no stage {stage!r}: the stages are {', '.join(STAGES)}.")
     params = load()
+    name, rounds = definition(stage)["name"], params["feedback"]["rounds"]
+    if "@" in name and key not in rounds:
+        raise UserError(
+            f"There is no round {key!r} for the stage {base}: feedback.rounds has "
+            f"{', '.join(rounds)}; add it in params/feedback or name one of them."
+        )
     part = section(stage, params)
+    for path in dependencies(stage, params):
+        if not Path(path).exists():
+            way = "djepa data" if path == "data" else f"dvc repro {name}"
+            raise UserError(
+                f"The stage {stage} needs {path}, which is not there: run `{way}`, which makes it."
+            )
     resume = djepa_home() / "resume" / hash_of([stage, part, _inputs(stage, params)])
     # A polite stop ends the run as KILLED instead of leaving it running for ever.
     signal.signal(signal.SIGTERM, _stop)

@@ -181,7 +181,10 @@ def pipeline_key(root: Path = Path()) -> str:
 
 
 def _git_commit() -> str:
-    answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    try:
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    except FileNotFoundError:  # no git: a stage alone runs all the same, see components/home.py
+        return "none"
     return answer.stdout.strip() or "none"
 
 

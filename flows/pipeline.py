@@ -4,6 +4,7 @@ Each task is one stage of dvc.yaml, run by `dvc repro` in a process group of its
 runs it, DVC decides whether it must run and keeps its result.
 """
 
+import logging
 import os
 import re
 import signal
@@ -13,12 +14,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import TaskRun
-from prefect.runtime import flow_run
-from prefect.states import State
+from components.compose import load
+from components.errors import explain, say
+from components.home import checkout
+
+try:
+    from prefect import flow, get_run_logger, task
+    from prefect.artifacts import create_markdown_artifact
+    from prefect.cache_policies import NO_CACHE
+    from prefect.client.schemas.objects import TaskRun
+    from prefect.runtime import flow_run
+    from prefect.states import State
+except ModuleNotFoundError as missing:
+    sentence = explain(missing)
+    if __name__ != "__main__" or sentence is None:
+        raise
+    sys.exit(say("pipeline", sentence))
 
 PATIENCE = 20  # seconds a stage gets to write its snapshot before it is killed
 
@@ -29,6 +40,19 @@ class StageFailed(RuntimeError):
     def __init__(self, name: str, code: int, last: str) -> None:
         super().__init__(f"{name} failed (exit code {code}): {last}")
         self.code = code
+
+
+class _OneSentence(logging.Filter):
+    """Leaves out Prefect's tracebacks of a failed stage: they show this file, not the stage."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], StageFailed):
+            record.exc_info = None
+        return True
+
+
+for _name in ("prefect.task_runs", "prefect.flow_runs"):
+    logging.getLogger(_name).addFilter(_OneSentence())
 
 
 def _environment() -> dict[str, str]:
@@ -142,16 +166,24 @@ def pipeline(stages: list[str] | None = None) -> None:
 
 
 def main() -> int:
-    """Run the flow; a stage's failure is one sentence and exit code 1."""
+    """Run the flow; a stage's failure is one sentence and exit code 1, a refusal exit code 2."""
     # Prefect hands a SIGTERM on after cancelling the run; an ordinary exit then stops its built-in
     # server too, which would go on without us otherwise.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
+        # What every stage needs is looked at before Prefect's server is started.
+        checkout()
+        load()
         pipeline()
     except StageFailed as failure:
         print(f"pipeline: {failure}", file=sys.stderr)
         print("Finished stages are kept; mend it and run the same command.", file=sys.stderr)
         return 1
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        return say("pipeline", sentence)
     return 0
 
 

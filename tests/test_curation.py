@@ -23,6 +23,7 @@ from components.errors import UserError
 from components.tracking import Tracker
 
 SETTINGS = {
+    "seed": 0,
     "workers": 1,
     "limits": {"picture_bytes": 1 << 20, "text_bytes": 4096, "pixels": 1 << 20, "batch": 8},
     "caption": {"letters": 3},
@@ -54,7 +55,7 @@ def params(**changes: dict) -> dict:
     settings = copy.deepcopy(SETTINGS)
     for name, value in changes.items():
         settings[name] = settings[name] | value if isinstance(value, dict) else value
-    return {"seed": 0, "curation": settings}
+    return {"curation": settings}
 
 
 def scene(seed: int, width: int = 144, height: int = 128) -> tuple[np.ndarray, str]:

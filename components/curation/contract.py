@@ -73,7 +73,7 @@ def expectations(frame: pd.DataFrame, curation: Mapping[str, Any]) -> list[Any]:
     import great_expectations.expectations as gxe
 
     rules, columns = curation["contract"], list(frame.columns)
-    filters = [*cheap_filters(curation), *model_filters(curation, 0)]
+    filters = [*cheap_filters(curation), *model_filters(curation)]
     needed = ["key", "shard", "caption", "width", "height", "source", "synthetic", "sha256"]
     needed += [f"score_{f.name}" for f in filters] + ["notion_words"]
     needed += [column(word) for word in rules["required"]]

@@ -48,7 +48,7 @@ def curate(
     notion_* bool, notion_words); rejects.parquet (key, shard, filter, score, threshold,
     reason); notions.parquet, cooccurrence.parquet, distributions.parquet; summary.json;
     report.html. The same shards and params give the same bytes.
-    params: the composed parameters, of which `curation` and `seed` are read.
+    params: the composed parameters, of which `curation` is read.
     metrics_out: the summary's figures and the CPU seconds of each filter, over all processes.
 
     A run that was killed goes on from the shards it had finished (a folder beside `out`,
@@ -56,11 +56,11 @@ def curate(
     a worker process dies.
     """
     source, out = Path(source), Path(out)
-    curation, seed = params["curation"], int(params["seed"])
+    curation = params["curation"]
     check_settings(curation)
     shards = list_shards(source)
-    work = _work_folder(out, shards, curation, seed)
-    job, workers = Job(curation, seed, work), int(curation["workers"])
+    work = _work_folder(out, shards, curation)
+    job, workers = Job(curation, work), int(curation["workers"])
 
     run_pass("scan", shards, job, workers)
     dropped, kept = find_duplicates(shards, job)
@@ -114,14 +114,14 @@ def check_settings(curation: Mapping[str, Any]) -> None:
             raise UserError(f"curation.{name} is {value!r}: set it to {wanted} in params/.")
 
 
-def _work_folder(out: Path, shards: Sequence[Path], curation: Mapping[str, Any], seed: int) -> Path:
+def _work_folder(out: Path, shards: Sequence[Path], curation: Mapping[str, Any]) -> Path:
     """The folder of this input and these settings, beside `out`; older ones are removed."""
     inputs = [*shards, *(p for s in shards if (p := s.with_suffix(".parquet")).exists())]
     files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in inputs]
     # The number of processes changes no byte, and the contract comes later.
     settings = {k: v for k, v in curation.items() if k not in ("workers", "contract")}
     code = [p.read_text() for p in sorted(Path(__file__).parent.glob("*.py"))]
-    work = out.with_name(f"{out.name}.tmp-{hash_of([files, settings, seed, code])}")
+    work = out.with_name(f"{out.name}.tmp-{hash_of([files, settings, code])}")
     for other in out.parent.glob(f"{out.name}.tmp-{'[0-9a-f]' * 16}"):
         if other != work:
             shutil.rmtree(other, ignore_errors=True)
@@ -155,7 +155,7 @@ class _Result:
     ) -> None:
         self.job, self.kept, self.dropped = job, kept, dropped
         self.notions, self.finder = list(notions), finder
-        self.filters = [*cheap_filters(job.curation), *model_filters(job.curation, job.seed)]
+        self.filters = [*cheap_filters(job.curation), *model_filters(job.curation)]
         self.scores = [f"score_{f.name}" for f in self.filters]
         self.manifest = pa.schema(
             [

@@ -88,7 +88,7 @@ def cap_synthetic(real: int, synthetic: Mapping[Place, float], share: float) -> 
 
 def drop_synthetic(shards: Iterable[Path], job: Job, kept: Mapping[str, list[str]]) -> Verdicts:
     """Apply the cap on synthetic pictures to the keys still in."""
-    share = job.curation["synthetic"]["share"]
+    share, seed = job.curation["synthetic"]["share"], int(job.curation["seed"])
     real, synthetic = 0, {}
     for shard in shards:
         inside = set(kept[shard.stem])
@@ -96,7 +96,7 @@ def drop_synthetic(shards: Iterable[Path], job: Job, kept: Mapping[str, list[str
             if row["key"] not in inside:
                 continue
             if row["synthetic"]:
-                synthetic[shard.stem, row["key"]] = uniform(job.seed, "synthetic", row["key"])
+                synthetic[shard.stem, row["key"]] = uniform(seed, "synthetic", row["key"])
             else:
                 real += 1
     found = len(synthetic) / max(real + len(synthetic), 1)

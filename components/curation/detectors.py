@@ -202,9 +202,10 @@ class Nsfw(Gated):
         return [self.classifier.classify(p.pixels).nsfw for p in batch]
 
 
-def model_filters(curation: Mapping[str, Any], seed: int) -> list[Filter]:
+def model_filters(curation: Mapping[str, Any]) -> list[Filter]:
     """The filters that run a model, cheapest first; `faces.policy: keep` leaves faces out."""
     faces: list[Filter] = (
         [] if curation["faces"]["policy"] == "keep" else [Faces(curation["faces"])]
     )
+    seed = int(curation["seed"])
     return [*faces, Text(curation["text"], seed), Nsfw(curation["nsfw"], seed)]

@@ -50,13 +50,12 @@ SCANNED = [
 
 @dataclass
 class Job:
-    """What a pass needs besides the shard: the curation params, the seed, where files go.
+    """What a pass needs besides the shard: the curation params, where files go.
 
     `keys`: the shard's keys that `judge` looks at and `pack` keeps.
     """
 
     curation: Mapping[str, Any]
-    seed: int
     work: Path
     keys: Sequence[str] = field(default_factory=list)
 
@@ -220,7 +219,7 @@ def _ready(job: Job) -> list[Filter]:
     name = f"{job.work}"
     if name not in _loaded:
         _loaded.clear()
-        filters = model_filters(job.curation, job.seed)
+        filters = model_filters(job.curation)
         for stage in filters:
             stage.setup()
         _loaded[name] = filters

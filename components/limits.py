@@ -1,0 +1,146 @@
+"""What each number of params.yaml may be, so that a wrong one is refused before a stage starts.
+
+What only a stage can judge (a rung that no picture reaches, say) is refused by that stage.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from math import inf, isfinite
+from typing import Any
+
+from components.errors import UserError
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Numbers from `least` to `most`; `above`: `least` itself is none of them; `whole`: 1, 2, 3."""
+
+    words: str
+    least: float
+    most: float = inf
+    whole: bool = False
+    above: bool = False
+
+    def allows(self, value: Any) -> bool:
+        """Whether `value` is such a number."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+            return False
+        if self.whole and value != int(value):
+            return False
+        return self.least <= value <= self.most and not (self.above and value == self.least)
+
+
+COUNT = Limit("a whole number from 1 on", 1, whole=True)
+NATURAL = Limit("a whole number from 0 on", 0, whole=True)
+SHARE = Limit("a number from 0 to 1", 0, 1)
+POSITIVE = Limit("a number above 0", 0, above=True)
+
+# Names as in params.yaml, `*` for any part of one.
+LIMITS: dict[str, Limit] = {
+    "seed": NATURAL,
+    "data.seed": NATURAL,
+    "curation.seed": NATURAL,
+    "evaluation.seed": NATURAL,
+    "model.network.width": COUNT,
+    "model.network.heads": COUNT,
+    "model.network.*_blocks": COUNT,
+    "model.network.head_width": COUNT,
+    "model.network.mlp_ratio": POSITIVE,
+    "model.network.reference_grid": POSITIVE,
+    "model.network.rope_base": POSITIVE,
+    "model.tokenizer.*": COUNT,
+    "model.text.length": COUNT,
+    "model.text.width": COUNT,
+    "model.encode.most_cropped": SHARE,
+    "training.phase*.images": COUNT,
+    "training.phase*.batch": COUNT,
+    "training.flow_samples": COUNT,
+    "training.text_drop": SHARE,
+    "training.clip": POSITIVE,
+    "training.optimizer.*_rate": POSITIVE,
+    "feedback.discard": SHARE,
+    "feedback.most_dropped": SHARE,
+    "feedback.references.prompts": COUNT,
+    "feedback.references.images": COUNT,
+    "feedback.references.retrieved": COUNT,
+    "feedback.critic_training.size": COUNT,
+    "feedback.critic_training.epochs": COUNT,
+    "feedback.critic_training.batch": COUNT,
+    "feedback.critic_training.lr": POSITIVE,
+    "feedback.critic_training.held_out": SHARE,
+    "dpo.prompts": COUNT,
+    "dpo.images": COUNT,
+    "dpo.held_out": SHARE,
+    "dpo.beta": POSITIVE,
+    "dpo.lr": POSITIVE,
+    "dpo.steps": COUNT,
+    "dpo.batch": COUNT,
+    "dpo.check_every": COUNT,
+    "dpo.check_draws": COUNT,
+    "evaluation.pictures": COUNT,
+    "evaluation.images": COUNT,
+    "evaluation.batch_size": COUNT,
+    "evaluation.sampler.*steps": COUNT,
+    "evaluation.sampler.temperature": Limit("a number from 0 on", 0),
+    "evaluation.sampler.time_shift": POSITIVE,
+    "evaluation.other_prompts": NATURAL,
+    "evaluation.bootstrap": COUNT,
+    "evaluation.grid.*": COUNT,
+}
+
+
+def numbers(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The tree's leaves by dotted name."""
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves |= numbers(value, f"{prefix}{name}.")
+        else:
+            leaves[f"{prefix}{name}"] = value
+    return leaves
+
+
+def check(params: Mapping[str, Any]) -> None:
+    """Refuse parameters that cannot be meant.
+
+    Args:
+        params: the whole of params.yaml.
+
+    Raises:
+        UserError: a number outside its limit, or a round or model named that there is none of.
+    """
+    for name, value in numbers(params).items():
+        for pattern, limit in LIMITS.items():
+            if fnmatchcase(name, pattern) and not limit.allows(value):
+                raise UserError(
+                    f"{name} is {value!r}: set it to {limit.words}, in params/ or with "
+                    f"`djepa compose {name}=VALUE`."
+                )
+    _check_rounds(params)
+
+
+def _check_rounds(params: Mapping[str, Any]) -> None:
+    models, critics = ["phase1", "dpo"], ["none"]
+    choices: list[tuple[str, Any, list[str]]] = []
+    for key, line in params["feedback"]["rounds"].items():
+        place = f"feedback.rounds.{key}"
+        if not isinstance(line, Mapping) or not {"model", "critic", "labels"} <= set(line):
+            raise UserError(f"{place} is {line!r}: give it model, critic and labels in params/.")
+        choices += [
+            (f"{place}.model", line["model"], list(models)),
+            (f"{place}.critic", line["critic"], list(critics)),
+            (f"{place}.labels", line["labels"], ["auto", "human"]),
+        ]
+        models.append(key)
+        critics.append(key)
+    choices += [
+        ("dpo.from", params["dpo"]["from"], [name for name in models if name != "dpo"]),
+        ("evaluation.baseline", params["evaluation"]["baseline"], models),
+    ]
+    for name, value, known in choices:
+        if value not in known:
+            raise UserError(
+                f"{name} is {value!r}: set it to {' or '.join(known)}, in params/ or with "
+                f"`djepa compose {name}=VALUE`."
+            )
