@@ -54,8 +54,12 @@ _child: dict[str, Callable[..., Any]] = {}  # in a process of the pool: what it 
 
 
 def _begin(parent: int, make: Callable[[], Callable[[Any], Any]]) -> None:
-    """Remember `make`; end this process when its parent is gone, so a killed run leaves none."""
     _child["make"] = make
+    end_with(parent)
+
+
+def end_with(parent: int) -> None:
+    """End this process soon after process `parent`, its parent: a killed run leaves none."""
 
     def watch() -> None:
         while os.getppid() == parent:

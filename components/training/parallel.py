@@ -8,8 +8,7 @@ nothing from a pool of threads inside them, and threads of one process wait for 
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -21,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from components.errors import UserError
+from components.processes import end_with
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,9 @@ def team(size: int, peer: Callable[..., Any], *arguments: Any) -> Iterator[Team]
         context = get_context("spawn")
         peers = [
             context.Process(
-                target=_run_peer, args=(Team(rank, size), meeting, peer, arguments), daemon=True
+                target=_run_peer,
+                args=(Team(rank, size), meeting, os.getpid(), peer, arguments),
+                daemon=True,
             )
             for rank in range(1, size)
         ]
@@ -92,8 +94,13 @@ def _meet(place: Team, meeting: str) -> None:
 
 
 def _run_peer(
-    place: Team, meeting: str, peer: Callable[..., Any], arguments: tuple[Any, ...]
+    place: Team,
+    meeting: str,
+    parent: int,
+    peer: Callable[..., Any],
+    arguments: tuple[Any, ...],
 ) -> None:
+    end_with(parent)
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     _meet(place, meeting)
@@ -120,26 +127,3 @@ class FlatGradients:
         for p in parameters:
             p.grad = self.gradients[start : start + p.numel()].view_as(p)
             start += p.numel()
-
-
-class Workers:
-    """`count` threads, each with one thread of its own inside PyTorch's operations."""
-
-    def __init__(self, count: int) -> None:
-        self.count = max(1, count)
-        self.before = torch.get_num_threads()
-        self.pool = ThreadPoolExecutor(self.count, initializer=torch.set_num_threads, initargs=(1,))
-
-    def __enter__(self) -> "Workers":
-        torch.set_num_threads(1)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.pool.shutdown()
-        torch.set_num_threads(self.before)
-
-    def map(self, function: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
-        """`function` of each part, in the parts' order."""
-        if self.count == 1:
-            return [function(part) for part in parts]
-        return list(self.pool.map(function, parts))
