@@ -1,5 +1,6 @@
 """Work spread over a few processes, none of which outlives the one that started them."""
 
+import contextlib
 import os
 import threading
 import time
@@ -48,6 +49,23 @@ def spread(
                 raise
     except BrokenProcessPool as problem:
         raise UserError(died) from problem
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside, PyTorch's operations use one thread.
+
+    Small ones gain nothing from more; beside other work the threads wait for one another, and
+    the critic took three times the CPU seconds.
+    """
+    import torch  # which curation's processes do not need
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 _child: dict[str, Callable[..., Any]] = {}  # in a process of the pool: what it makes and made

@@ -6,6 +6,8 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import timm
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -13,8 +15,9 @@ from safetensors.numpy import save_file
 
 from components.curation.shards import write_shard
 from components.errors import UserError
+from components.feedback.classifier import build
 from components.feedback.critic import critic
-from components.feedback.quality import quality
+from components.feedback.quality import auroc, quality
 from components.feedback.retrieval import inherit, read_human_labels, retrieve, unit
 from components.feedback.scores import read_scores
 from components.files import read_json
@@ -131,6 +134,30 @@ def test_quality_of_known_scores():
     low, high = guess["auroc_interval"]
     assert low < guess["auroc"] < high and low < 0.5 < high
     assert quality(np.ones(5, bool), np.ones(5), 0)["auroc"] is None
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=2, max_size=30))
+def test_auroc_is_the_share_of_pairs_in_the_right_order(drawn):
+    labels, scores = (np.array(column) for column in zip(*drawn, strict=True))
+    pairs = [(a > b) + (a == b) / 2 for a in scores[labels] for b in scores[~labels]]
+    if pairs:
+        assert auroc(labels, scores / 5) == pytest.approx(np.mean(pairs))
+
+
+@pytest.mark.parametrize("side", [32, 40, 64])
+def test_leaving_out_the_padding_changes_no_value_and_no_gradient(side):
+    network, plain = build(0).eval(), timm.create_model("resnet18", num_classes=1).eval()
+    for block in network.layer4:
+        torch.nn.init.ones_(block.bn2.weight)  # zero at first, and with it all gradients
+    plain.load_state_dict(network.state_dict())
+    x = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    outs = [net(x) for net in (network, plain)]
+    grads = [torch.autograd.grad(out.sum(), net.layer4[0].conv1.weight)[0]
+             for out, net in zip(outs, (network, plain), strict=True)]  # fmt: skip
+    for ours, theirs in (outs, grads):
+        assert theirs.abs().max() > 0
+        assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
 
 
 def test_critic_learns_labels_and_scores_every_curated_picture(sets, tmp_path):

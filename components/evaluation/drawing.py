@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from components.errors import UserError
-from components.processes import spread
+from components.processes import one_thread, spread
 from components.progress import Progress
 
 Job = tuple[str, int]  # prompt and seed
@@ -68,14 +68,10 @@ def draw_pictures(
         "to fewer and run the stage again."
     )
     progress, done = Progress(what, len(jobs), "pictures"), 0
-    threads = torch.get_num_threads()
-    try:
-        for images in spread(make, parts, workers, died):
-            done += len(images)
-            progress.at(done)
-            yield from images
-    finally:
-        torch.set_num_threads(threads)
+    for images in spread(make, parts, workers, died):
+        done += len(images)
+        progress.at(done)
+        yield from images
 
 
 def _drawer(
@@ -84,11 +80,10 @@ def _drawer(
     sampler: dict[str, Any],
     load: Callable[[Path], Pipeline],
 ) -> Callable[[Sequence[Job]], list[Image.Image]]:
-    """A function that draws a batch in this process, on one thread."""
-    # Operations this small gain nothing from more threads.
-    torch.set_num_threads(1)
+    """A function that draws a batch in this process."""
     pipeline = load(model)
 
+    @one_thread()
     def draw(part: Sequence[Job]) -> list[Image.Image]:
         return pipeline(
             [prompt for prompt, _ in part],

@@ -13,16 +13,42 @@ from torch import Tensor, nn
 
 from components.errors import UserError
 from components.files import atomic_file, read_json, write_json
+from components.processes import one_thread
 from components.progress import Progress
 
 IMAGENET = "timm/resnet18.a1_in1k"
+
+
+class CornerConv(nn.Conv2d):
+    """A 3×3 convolution with padding 1 that passes over the padding where its output is one place.
+
+    So it is in the last stage at 32 px, where 8 of 9 products are with zeros: without them a
+    training step takes half the time. The same values and gradients up to rounding.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) to (B, out channels, …)."""
+        h, w = x.shape[2:]
+        if h > self.stride[0] or w > self.stride[1]:
+            return super().forward(x)
+        kernel = self.weight[:, :, 1 : 1 + h, 1 : 1 + w]
+        return F.linear(x.flatten(1), kernel.flatten(1))[:, :, None, None]
 
 
 def build(seed: int) -> nn.Module:
     """A ResNet-18 with random weights and one logit, made the same for the same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return timm.create_model("resnet18", pretrained=False, num_classes=1)
+        network = timm.create_model("resnet18", pretrained=False, num_classes=1)
+    for block in network.get_submodule("layer4").children():
+        for name in ("conv1", "conv2"):
+            conv = getattr(block, name)
+            corner = CornerConv(
+                conv.in_channels, conv.out_channels, 3, conv.stride, 1, bias=False, device="meta"
+            )
+            corner.weight = conv.weight
+            setattr(block, name, corner)
+    return network
 
 
 def start(previous: Path | None, seed: int) -> tuple[nn.Module, str]:
@@ -31,11 +57,11 @@ def start(previous: Path | None, seed: int) -> tuple[nn.Module, str]:
     From the previous round's critic if it has weights, else from ImageNet weights if they
     are in the local Hugging Face cache (the network is never asked), else from scratch.
     """
-    network = build(seed)
     if previous is not None and (Path(previous) / "critic.safetensors").is_file():
         return load(previous), "previous critic"
     from huggingface_hub import try_to_load_from_cache
 
+    network = build(seed)
     cached = try_to_load_from_cache(IMAGENET, "model.safetensors")
     if isinstance(cached, str):
         weights = {k: v for k, v in load_file(cached).items() if not k.startswith("fc.")}
@@ -94,6 +120,7 @@ def normalise(pixels: np.ndarray) -> Tensor:
     return (x - mean[:, None, None]) / std[:, None, None]
 
 
+@one_thread()
 def train(
     network: nn.Module,
     pixels: np.ndarray,
@@ -115,6 +142,7 @@ def train(
         network.parameters(),
         lr=float(settings["lr"]),
         weight_decay=float(settings["weight_decay"]),
+        fused=True,  # a fifth of the time of one operation after the other
     )
     total = epochs * steps
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -142,6 +170,7 @@ def train(
     return losses
 
 
+@one_thread()
 @torch.inference_mode()
 def score(network: nn.Module, pixels: np.ndarray, batch: int = 256) -> np.ndarray:
     """Probabilities (m,) float32 of the positive class for pixels uint8 (m, s, s, 3)."""

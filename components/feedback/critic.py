@@ -14,6 +14,7 @@ import pandas as pd
 from components.errors import UserError
 from components.feedback.retrieval import inherit, read_human_labels, unit
 from components.files import atomic_file, atomic_folder, write_json
+from components.progress import Progress
 from components.tracking import Tracker
 
 SCORES = pd.DataFrame({"key": pd.Series([], dtype=str), "score": pd.Series([], dtype=np.float32)})
@@ -147,6 +148,7 @@ def _critic(
 
     scored: dict[str, float] = {}
     showcase = Showcase(int(settings["shown"]))
+    progress = Progress("critic scores", len(keys), "pictures")
     for shard in list_shards(curated):
         names, arrays = [], []
         for key, array in small_pictures(shard, size, limits):
@@ -156,7 +158,7 @@ def _critic(
         scored.update(zip(names, values.tolist(), strict=True))
         for array, value in zip(arrays, values.tolist(), strict=True):
             showcase.offer(array, value)
-        print(f"critic: scored {len(scored)} of {len(keys)} curated pictures", flush=True)
+        progress.at(len(scored))
     _all_there(set(keys), scored, curated)
     scores = pd.DataFrame({"key": keys, "score": np.array([scored[k] for k in keys], np.float32)})
     write_table(folder / "scores.parquet", scores)

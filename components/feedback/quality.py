@@ -5,6 +5,16 @@ from typing import Any
 import numpy as np
 
 
+def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Chance that a positive scores above a negative, ties half, from labels (m,) bool of both.
+
+    scikit-learn's gives the same; its import and 500 resamples took four seconds.
+    """
+    negative = np.sort(scores[~labels])
+    below, up_to = (np.searchsorted(negative, scores[labels], side) for side in ("left", "right"))
+    return float((below + up_to).mean() / (2 * len(negative)))
+
+
 def quality(labels: np.ndarray, scores: np.ndarray, seed: int, resamples: int = 500) -> dict:
     """AUROC with a 95 % bootstrap interval, Brier score and calibration.
 
@@ -12,18 +22,16 @@ def quality(labels: np.ndarray, scores: np.ndarray, seed: int, resamples: int = 
     are None when only one class is there. `calibration` lists ten equal bins of the score
     with count, mean score and share positive; `ece` is the mean gap weighted by count.
     """
-    from sklearn.metrics import roc_auc_score
-
     labels, scores = np.asarray(labels, bool), np.asarray(scores, float)
     result: dict[str, Any] = {"held_out": len(labels), "auroc": None, "auroc_interval": None}
     if 0 < labels.sum() < len(labels):
-        result["auroc"] = float(roc_auc_score(labels, scores))
+        result["auroc"] = auroc(labels, scores)
         rng = np.random.default_rng(seed)
         drawn = []
         for _ in range(resamples):
             rows = rng.integers(len(labels), size=len(labels))
             if 0 < labels[rows].sum() < len(rows):
-                drawn.append(roc_auc_score(labels[rows], scores[rows]))
+                drawn.append(auroc(labels[rows], scores[rows]))
         result["auroc_interval"] = [float(v) for v in np.quantile(drawn, [0.025, 0.975])]
     bins = np.clip((scores * 10).astype(int), 0, 9)
     table = [

@@ -1,6 +1,6 @@
 """The critic's training set: retrieved by text, labelled by image similarity (paper, 3.2, Fig. 5).
 
-Plain numpy and scikit-learn on vectors that others make: text vectors of prompts and
+Plain numpy on vectors that others make: text vectors of prompts and
 captions, image vectors of reference and training pictures.
 """
 
@@ -25,13 +25,18 @@ def unit(vectors: ArrayLike, centre: np.ndarray | None = None) -> np.ndarray:
 def retrieve(prompts: np.ndarray, captions: np.ndarray, count: int) -> tuple[np.ndarray, ...]:
     """Indices and cosine similarities (P, count) of the captions nearest to each prompt.
 
-    prompts (P, d) and captions (n, d) are text vectors; `count` is cut to n.
+    prompts (P, d) and captions (n, d) are text vectors; `count` is cut to n. Nearest first, of
+    equals the earlier.
     """
-    from sklearn.neighbors import NearestNeighbors
-
-    search = NearestNeighbors(n_neighbors=min(count, len(captions)), metric="cosine")
-    distance, index = search.fit(captions).kneighbors(prompts)
-    return index, 1.0 - distance
+    count, among = min(count, len(captions)), unit(captions)
+    index = np.empty((len(prompts), count), np.int64)
+    similarity = np.empty((len(prompts), count), np.float32)
+    for row, prompt in enumerate(unit(prompts)):
+        # To six digits: the same caption must tie with itself, whatever the order of summing.
+        near = np.round(among @ prompt, 6)
+        index[row] = np.argsort(-near, kind="stable")[:count]
+        similarity[row] = near[index[row]]
+    return index, similarity
 
 
 def inherit(
