@@ -1,6 +1,7 @@
 """What dvc.yaml makes depend on what, asked of DVC itself."""
 
 import json
+import shutil
 
 from tests.conftest import Checkout
 
@@ -21,3 +22,13 @@ def test_another_seed_trains_again_but_curates_and_encodes_nothing_again(
         assert after.get(stage) == before.get(stage)
     assert '"seed": "modified"' in json.dumps(after["phase1"])
     assert '"seed": "modified"' not in json.dumps(before["phase1"])
+
+
+def test_pictures_drawn_for_the_first_time_are_not_said_to_be_as_recorded(
+    checkout: Checkout,
+) -> None:
+    checkout.djepa("compose", "scale=micro", "data.raw.pictures=20")
+    (checkout.root / "data.dvc").unlink()
+    assert "now recorded in data.dvc" in checkout.djepa("data")
+    shutil.rmtree(checkout.root / "data")
+    assert "as recorded in data.dvc" in checkout.djepa("data")
