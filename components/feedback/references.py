@@ -87,7 +87,7 @@ def _references(
     images: list[Any] = []
     for judged in draw_and_judge(
         pipe,
-        SceneDetector(world),
+        SceneDetector(world, params["evaluation"]["detector"]),
         prompts,
         int(settings["images"]),
         size,
