@@ -36,6 +36,11 @@ table { border-collapse: collapse; margin: .6em 0; }
 th, td { border: 1px solid #ccc; padding: .3em .6em; text-align: left; vertical-align: top; }
 .row { display: flex; gap: 2em; } .row > :last-child { flex: 1; }
 nav ol, nav ul { list-style: none; padding: 0; }
+/* The icons were a font from elsewhere; the buttons need the scripts. */
+.fa-check-circle::before { content: "✓"; color: #080; }
+.fa-times::before { content: "✗"; color: #b00; }
+.fa-exclamation-triangle::before { content: "⚠"; color: #b00; }
+.card:has(.btn-group-toggle) { display: none; }
 </style>
 """
 
