@@ -87,6 +87,7 @@ LIMITS: dict[str, Limit] = {
     "evaluation.other_prompts": NATURAL,
     "evaluation.bootstrap": COUNT,
     "evaluation.grid.*": COUNT,
+    "evaluation.detector.*": POSITIVE,
 }
 
 

@@ -91,7 +91,8 @@ def draw_data(params: Mapping[str, Any], tracker: Tracker, accept: bool = False)
     if meta.get("world") not in (None, world):
         print(f"{RECORD} recorded another world; it now records the one in params.yaml", flush=True)
     else:
-        print(f"{DATA}/ drawn: hash {digest}, as recorded in {RECORD}", flush=True)
+        how = "as recorded" if meta.get("md5") == digest else "now recorded"
+        print(f"{DATA}/ drawn: hash {digest}, {how} in {RECORD}", flush=True)
 
 
 def _refuse_changed() -> None:

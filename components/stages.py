@@ -24,7 +24,7 @@ from components.tracking import Tracker, complete_parent, remember, stage_run
 CURATED, ENCODED = Path("curated"), Path("encoded")
 MODELS, STATES, METRICS = Path("models"), Path("states"), Path("metrics")
 REFERENCES, CRITICS, SAMPLES = Path("references"), Path("critics"), Path("samples")
-REPORTS, PLOTS, LABELS = Path("reports"), Path("plots"), Path("labels")
+REPORTS, PLOTS, LABELS = Path("reports"), Path("plots"), Path("labels/human")
 
 
 @dataclass

@@ -86,6 +86,21 @@ def checkout(tmp_path: Path) -> Checkout:
 
 
 @pytest.fixture(scope="session")
+def encoded_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny curated set, encoded; for reading only."""
+    from components.tokens.encode import encode
+    from components.tracking import Tracker
+    from tests.tiny_curated import tiny_params, write_curated
+
+    folder, params = tmp_path_factory.mktemp("encoded"), tiny_params()
+    # 72x54 loses 11 % to 24x16; it may.
+    params["model"]["encode"]["most_cropped"] = 0.12
+    curated = write_curated(folder / "curated")
+    encode(curated, folder / "encoded", folder / "encode.json", params, Tracker())
+    return folder / "encoded"
+
+
+@pytest.fixture(scope="session")
 def micro(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     """A checkout in which `python -m flows.pipeline` has run the whole graph at scale micro."""
     made = make_checkout(tmp_path_factory.mktemp("micro"))

@@ -4,8 +4,10 @@ import copy
 import hashlib
 import io
 import json
+import re
 import shutil
 import tarfile
+from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
@@ -280,6 +282,34 @@ def test_contract_holds_and_breaks(curated: Path, tmp_path: Path) -> None:
     rare = params(contract={"tail": 9, "required": ["blue", "violet"]})
     with pytest.raises(UserError, match=r"expect_column_to_exist\(notion_violet"):
         check(curated, tmp_path / "metrics.json", tmp_path / "docs", rare, Tracker())
+
+
+class Fetched(HTMLParser):
+    """What a browser fetches of a page by itself, and what it links to."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.linked: list[str] = []
+        self.feed(page.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        addresses = [v for name, v in attrs if v and name in ("href", "src", "srcset", "data")]
+        (self.linked if tag == "a" else self.fetched).extend(addresses)
+
+
+def test_data_docs_open_without_a_network(curated: Path, tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    check(curated, tmp_path / "metrics.json", docs, params(), Tracker())
+    for page in docs.rglob("*.html"):
+        text = page.read_text()
+        assert not [a for a in Fetched(page).fetched if "//" in a], page
+        assert not re.findall(r"""(?:url\(|@import)\s*["']?(?:https?:)?//[^)]*""", text), page
+    linked = [docs / a for a in Fetched(docs / "index.html").linked if a.endswith(".html")]
+    assert linked and all(page.is_file() for page in linked)
+    (results,) = [page for page in linked if "validations" in page.parts]
+    for words in ("score_noise", "aspect_ratio", '.fa-check-circle::before { content: "✓"'):
+        assert words in results.read_text()
 
 
 @pytest.mark.parametrize(

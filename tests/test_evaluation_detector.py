@@ -14,11 +14,13 @@ from components.scenes.draw import draw_scene
 from components.scenes.tasks import TASKS
 from components.scenes.world import World
 
-DATA = yaml.safe_load((Path(__file__).parents[1] / "params/data/scenes.yaml").read_text())
+PARAMS = Path(__file__).parents[1] / "params"
+DATA = yaml.safe_load((PARAMS / "data/scenes.yaml").read_text())
 # All the shapes there are, whatever the committed world uses.
 DATA["shapes"] = ["circle", "square", "triangle", "cross", "ring", "bar"]
 WORLD = World.from_params(DATA)
-DETECTOR = SceneDetector(WORLD)
+SETTINGS = yaml.safe_load((PARAMS / "evaluation/default.yaml").read_text())["detector"]
+DETECTOR = SceneDetector(WORLD, SETTINGS)
 
 
 def renders(task: str, split: str, width: int, height: int, n: int) -> list:
@@ -101,3 +103,14 @@ def test_self_test_passes_and_a_broken_detector_reports_nothing() -> None:
 
     with pytest.raises(UserError, match="failed its self-test"):
         self_test(WORLD, Broken(), 32, 32)
+
+
+def test_settings_decide_what_is_seen() -> None:
+    """A dot of 8 x 8 in 64 x 64 pixels is 1.6 % of the area; a shape must cost less than none."""
+    picture = np.full((64, 64, 3), 128, np.uint8)
+    picture[20:28, 20:28] = DATA["colors"]["red"]
+    image = Image.fromarray(picture)
+    ((*_, score, _),) = DETECTOR.detect(image)["square"]
+    assert SceneDetector(WORLD, SETTINGS | {"least_area": 0.02}).detect(image) == {}
+    ((*_, doubted, _),) = SceneDetector(WORLD, SETTINGS | {"none": 0.001}).detect(image)["square"]
+    assert doubted < score

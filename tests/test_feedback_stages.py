@@ -46,6 +46,7 @@ def params():
     return {
         "seed": 0,
         "data": yaml.safe_load((ROOT / "params/data/scenes.yaml").read_text()),
+        "evaluation": yaml.safe_load((ROOT / "params/evaluation/default.yaml").read_text()),
         "curation": {"limits": {"picture_bytes": 10**7, "text_bytes": 10**5, "pixels": 10**7}},
         "model": {
             "tokenizer": {"patch": 4, "channels": 8},

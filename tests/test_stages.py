@@ -1,7 +1,12 @@
 """What dvc.yaml makes depend on what, asked of DVC itself."""
 
 import json
+import shutil
+from pathlib import Path
 
+import pytest
+
+from components.compose import compose
 from tests.conftest import Checkout
 
 
@@ -21,3 +26,39 @@ def test_another_seed_trains_again_but_curates_and_encodes_nothing_again(
         assert after.get(stage) == before.get(stage)
     assert '"seed": "modified"' in json.dumps(after["phase1"])
     assert '"seed": "modified"' not in json.dumps(before["phase1"])
+
+
+def test_pictures_drawn_for_the_first_time_are_not_said_to_be_as_recorded(
+    checkout: Checkout,
+) -> None:
+    checkout.djepa("compose", "scale=micro", "data.raw.pictures=20")
+    (checkout.root / "data.dvc").unlink()
+    assert "now recorded in data.dvc" in checkout.djepa("data")
+    shutil.rmtree(checkout.root / "data")
+    assert "as recorded in data.dvc" in checkout.djepa("data")
+
+
+def test_edited_labels_rerun_the_critic_of_a_round_that_people_label(
+    checkout: Checkout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dvc.repo import Repo
+
+    monkeypatch.chdir(checkout.root)
+    for folder in ("references/r1", "curated", "critics/r1", "metrics/critic"):
+        Path(folder).mkdir(parents=True)
+        Path(folder, "r1.json").write_text("{}")
+    labels = Path("labels/human/r1.jsonl")
+
+    def changed_by(line: str) -> dict[str, list]:
+        """What DVC finds changed by a label after it took the critic for finished."""
+        with Repo() as repo:
+            repo.commit("critic@r1", force=True)
+            assert repo.status("critic@r1") == {}
+            labels.write_text(line)
+        with Repo() as repo:
+            return repo.status("critic@r1")
+
+    assert changed_by('{"file": "00000/samples/0000.png", "label": true}\n') == {}
+    compose(overrides=["feedback.rounds.r1.labels=human"])
+    again = changed_by('{"file": "00000/samples/0000.png", "label": false}\n')
+    assert again == {"critic@r1": [{"changed deps": {"labels/human": "modified"}}]}

@@ -12,19 +12,8 @@ from tests.tiny_curated import tiny_params, write_curated
 
 
 @pytest.fixture(scope="module")
-def encoded(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokens")
-    params = tiny_params()
-    # 72x54 loses 11 % to 24x16; it may.
-    params["model"]["encode"]["most_cropped"] = 0.12
-    encode(
-        write_curated(folder / "curated"),
-        folder / "encoded",
-        folder / "encode.json",
-        params,
-        Tracker(),
-    )
-    return EncodedSet.open(folder / "encoded")
+def encoded(encoded_folder):
+    return EncodedSet.open(encoded_folder)
 
 
 def test_encoded_set_gives_rungs_latents_text_and_notions(encoded):

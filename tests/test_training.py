@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 from components.errors import UserError
 from components.files import write_json
 from components.model import DJEPAPipeline
-from components.tokens.encode import encode
 from components.tokens.encoded import EncodedSet
 from components.tracking import Tracker
 from components.training import phases
@@ -18,22 +17,12 @@ from components.training.losses import draw_for, flow_error, losses, truncated_n
 from components.training.optim import Muon, orthogonalise, rate_at
 from components.training.parallel import Team, team
 from components.training.phases import train_phase
-from tests.tiny_curated import tiny_params, write_curated
+from tests.tiny_curated import tiny_params
 
 
 @pytest.fixture(scope="module")
-def encoded(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("training")
-    params = tiny_params()
-    params["model"]["encode"]["most_cropped"] = 0.12
-    encode(
-        write_curated(folder / "curated"),
-        folder / "encoded",
-        folder / "encode.json",
-        params,
-        Tracker(),
-    )
-    return folder / "encoded"
+def encoded(encoded_folder):
+    return encoded_folder
 
 
 def train(encoded, out, name="phase1", params=None, init=None, critic=None, tracker=None):

@@ -4,12 +4,14 @@ The suite is code in an ephemeral context (a file context rewrites its ids on ev
 that what is expected is read here and in params, and nowhere else.
 """
 
+import html
 import os
 import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 
@@ -21,6 +23,26 @@ from components.files import atomic_folder, write_json
 from components.tracking import Tracker
 
 NAME = "contract"
+# What a browser would fetch from elsewhere: style sheets, scripts, the logo; in styles, pictures.
+REMOTE = re.compile(
+    r"""<(?:link|img)\b[^>]*?\b(?:href|src)\s*=\s*["']?(?:https?:)?//[^>]*>""", re.IGNORECASE
+)
+REMOTE_URL = re.compile(r"""url\(\s*["']?(?:https?:)?//[^)]*\)""", re.IGNORECASE)
+# All scripts: those in the page drive the remote ones, and fail without them.
+SCRIPT = re.compile(r"<script\b.*?</script\s*>", re.IGNORECASE | re.DOTALL)
+STYLE = """<style>
+body { font: 15px/1.45 sans-serif; margin: 2em; color: #222; background: #fff; }
+table { border-collapse: collapse; margin: .6em 0; }
+th, td { border: 1px solid #ccc; padding: .3em .6em; text-align: left; vertical-align: top; }
+.row { display: flex; gap: 2em; } .row > :last-child { flex: 1; }
+nav ol, nav ul { list-style: none; padding: 0; }
+/* The icons were a font from elsewhere; the buttons need the scripts. */
+.fa-check-circle::before { content: "✓"; color: #080; }
+.fa-times::before { content: "✗"; color: #b00; }
+.fa-exclamation-triangle::before { content: "⚠"; color: #b00; }
+.card:has(.btn-group-toggle) { display: none; }
+</style>
+"""
 
 
 def check(
@@ -30,7 +52,7 @@ def check(
 
     curated: the folder that `curate` wrote. params: the composed parameters; `curation` is
     read. metrics_out: success, expectations, failed (name, column, count, examples).
-    docs_out: the Data Docs site (its style sheets come from a CDN; it reads without them).
+    docs_out: the Data Docs site, made to open without a network.
     Raises UserError naming the first failed expectation, the count and examples.
     """
     path = Path(curated) / "manifest.parquet"
@@ -166,9 +188,28 @@ def _copy_docs(site: Path, docs: Path) -> None:
                 text = file.read_text()
                 for stamp in stamps:
                     text = text.replace(stamp, "latest")
-                target.write_text(text)
+                target.write_text(_offline(text))
             else:
                 shutil.copyfile(file, target)
+        _link_pages(folder)
+
+
+def _offline(page: str) -> str:
+    """The page without anything fetched from elsewhere, with a style sheet of its own."""
+    page = REMOTE_URL.sub("none", SCRIPT.sub("", REMOTE.sub("", page)))
+    return page.replace("</head>", f"{STYLE}</head>", 1)
+
+
+def _link_pages(site: Path) -> None:
+    """Name the pages in the index, whose own table of them is made by a remote script."""
+    index = site / "index.html"
+    pages = sorted(p.relative_to(site) for p in site.rglob("*.html") if p != index)
+    items = "".join(
+        f'<li><a href="{quote(page.as_posix())}">{html.escape(page.parts[0])}: {NAME}</a></li>'
+        for page in pages
+    )
+    text = index.read_text()
+    index.write_text(re.sub(r"(<body\b[^>]*>)", rf"\1<ul>{items}</ul>", text, count=1))
 
 
 def _failure(result: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -76,7 +76,7 @@ def compare(
     """
     settings = params["evaluation"]
     world = World.from_params(params["data"])
-    detector = SceneDetector(world)
+    detector = SceneDetector(world, settings["detector"])
     ours, theirs = read_folder(samples), read_folder(baseline)
     if [(s.filename, s.metadata) for s in ours] != [(s.filename, s.metadata) for s in theirs]:
         raise UserError(

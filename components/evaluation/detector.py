@@ -5,6 +5,7 @@ the background towards a colour of the world. Class: the shape whose own drawing
 blob's moments, agrees best with the blob; `none of them` competes.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, Protocol
@@ -20,14 +21,6 @@ from components.scenes.shapes import BOX, coverage
 from components.scenes.world import Box, World
 
 Array = NDArray[np.float64]
-# The instrument's constants: with others, scores would mean something else.
-CONTRAST = 0.5  # least share of the way from the background to a colour
-COSINE = 0.7  # least agreement with the direction from the background to a colour
-PURITY = 0.75  # least share of one colour in a blob, else it is split by colour
-MIN_AREA = 0.012  # smallest blob, share of the shorter side squared
-TEMPERATURE = 0.02  # of the choice among shapes; unit: 1 − overlap
-NONE = 0.28  # cost of "none of the shapes", same unit
-ASPECT = 0.5  # cost of a wrong aspect ratio, a natural logarithm
 Detections = dict[str, list[list[Any]]]
 
 
@@ -53,10 +46,17 @@ class Blob:
 
 
 class SceneDetector:
-    """Detects the shapes and colours of a world."""
+    """Detects the shapes and colours of a world.
 
-    def __init__(self, world: World) -> None:
+    settings: `evaluation.detector`; with others, scores would mean something else.
+    """
+
+    def __init__(self, world: World, settings: Mapping[str, float]) -> None:
         self.world = world
+        self.contrast, self.cosine = float(settings["contrast"]), float(settings["cosine"])
+        self.purity, self.least_area = float(settings["purity"]), float(settings["least_area"])
+        self.temperature = float(settings["temperature"])
+        self.none_cost, self.aspect_cost = float(settings["none"]), float(settings["aspect"])
         self.shapes = world.shapes
         self.color_names = list(world.colors)
         self.palette = np.array([world.colors[name] for name in self.color_names], dtype=float)
@@ -72,15 +72,15 @@ class SceneDetector:
         """Every patch of foreground, those that look like no shape (low score) included."""
         pixels = np.asarray(image.convert("RGB"), dtype=float)
         alpha, color = self._foreground(pixels)
-        labels, n = ndimage.label(alpha > CONTRAST)
-        least = MIN_AREA * min(pixels.shape[:2]) ** 2
+        labels, n = ndimage.label(alpha > self.contrast)
+        least = self.least_area * min(pixels.shape[:2]) ** 2
         blobs = []
         for i, window in enumerate(ndimage.find_objects(labels, n), start=1):
             mask = labels[window] == i
             if mask.sum() < least:
                 continue
             votes = np.bincount(color[window][mask], minlength=len(self.palette))
-            if votes.max() >= PURITY * mask.sum():
+            if votes.max() >= self.purity * mask.sum():
                 blobs.append(self._classify(alpha, labels == i, window, int(votes.argmax())))
                 continue
             # Two colours: things that touch, told apart by colour.
@@ -101,7 +101,7 @@ class SceneDetector:
         color = along.argmax(-1)
         best = np.take_along_axis(along, color[..., None], -1)[..., 0]
         alpha = np.clip(best / length[color], 0, 1)
-        alpha[best < COSINE * norm] = 0
+        alpha[best < self.cosine * norm] = 0
         return alpha, color
 
     def _classify(
@@ -115,8 +115,8 @@ class SceneDetector:
         patch = np.clip(patch / np.quantile(patch[mask[rows, cols]], 0.75), 0, 1)
         moments = _moments(patch)
         fits = {shape: self._fit(shape, patch, moments) for shape in self.shapes}
-        costs = np.array([cost for cost, _, _ in fits.values()] + [NONE])
-        chance = np.exp(-(costs - costs.min()) / TEMPERATURE)
+        costs = np.array([cost for cost, _, _ in fits.values()] + [self.none_cost])
+        chance = np.exp(-(costs - costs.min()) / self.temperature)
         chance /= chance.sum()
         best = int(costs[:-1].argmin())
         _, overlap, (x1, y1, x2, y2) = fits[self.shapes[best]]
@@ -147,7 +147,7 @@ class SceneDetector:
         overlap = np.minimum(drawn, patch).sum() / np.maximum(drawn, patch).sum()
         nominal = BOX[shape][0] / BOX[shape][1]
         wrong = max(abs(np.log(w / h / nominal)) - 0.1, 0.0)
-        return 1 - overlap + ASPECT * wrong, float(overlap), box
+        return 1 - overlap + self.aspect_cost * wrong, float(overlap), box
 
     @cached_property
     def _unit_moments(self) -> dict[str, tuple[float, float, float, float]]:

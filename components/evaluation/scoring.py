@@ -44,13 +44,21 @@ class Scored:
         }
 
 
-def detect_all(samples: Sequence[Sample], world: World, what: str) -> list[Detections]:
+def detect_all(
+    samples: Sequence[Sample], world: World, settings: Mapping[str, float], what: str
+) -> list[Detections]:
     """Detect every picture with the world's detector, after its self-test at each size.
+
+    Args:
+        samples: from `read_folder`.
+        world: whose shapes and colours are looked for.
+        settings: `evaluation.detector`.
+        what: named in the progress lines.
 
     Raises:
         UserError: a damaged picture, or a failed self-test.
     """
-    detector = SceneDetector(world)
+    detector = SceneDetector(world, settings)
     tested: set[tuple[int, int]] = set()
     progress = Progress(f"detecting {what}", len(samples), "pictures")
     found = []
@@ -188,7 +196,8 @@ def score_folder(
         by_name = read_detections(detections, samples)
         found = [by_name[s.filename] for s in samples]
     elif world is not None:
-        found = detect_all(samples, world, folder.name.split(".tmp-")[0])
+        name = folder.name.split(".tmp-")[0]
+        found = detect_all(samples, world, settings["detector"], name)
     else:
         raise UserError(
             f"The embedded detector does not know {', '.join(foreign[:5])} in {folder}; give "

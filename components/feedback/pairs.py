@@ -150,7 +150,7 @@ def draw_or_read(
         judged = list(
             draw_and_judge(
                 model,
-                SceneDetector(world),
+                SceneDetector(world, params["evaluation"]["detector"]),
                 prompts,
                 int(settings["images"]),
                 size,

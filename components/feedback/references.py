@@ -84,7 +84,7 @@ def _references(
     images: list[Any] = []
     for judged in draw_and_judge(
         model_dir,
-        SceneDetector(world),
+        SceneDetector(world, params["evaluation"]["detector"]),
         prompts,
         int(settings["images"]),
         size,
