@@ -46,7 +46,10 @@ def params():
     return {
         "seed": 0,
         "data": yaml.safe_load((ROOT / "params/data/scenes.yaml").read_text()),
-        "evaluation": yaml.safe_load((ROOT / "params/evaluation/default.yaml").read_text()),
+        "evaluation": {
+            **yaml.safe_load((ROOT / "params/evaluation/default.yaml").read_text()),
+            "workers": 1,
+        },
         "curation": {"limits": {"picture_bytes": 10**7, "text_bytes": 10**5, "pixels": 10**7}},
         "model": {
             "tokenizer": {"patch": 4, "channels": 8},
@@ -84,7 +87,6 @@ def params():
                 "shown": 4,
             },
         },
-        "evaluation": {"workers": 1},
         "dpo": {
             "prompts": 6,
             "images": 2,
@@ -314,10 +316,10 @@ def test_dpo_goes_on_without_drawing_its_pairs_again(
     run_dpo(made, tmp_path / "whole", params, tmp_path / "resume-whole")
     step = preference.Tuning._train_step
 
-    def killed(self, workers):
+    def killed(self):
         if self.step == 4:
             raise KeyboardInterrupt
-        return step(self, workers)
+        return step(self)
 
     monkeypatch.setattr(preference.Tuning, "_train_step", killed)
     with pytest.raises(KeyboardInterrupt):

@@ -6,6 +6,7 @@ times are drawn for it in training or stepped through in sampling.
 """
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +63,8 @@ class FlowHead(nn.Module):
         """What z (B, H, D) adds to the input and to each block's modulation, (B, H, 1, …) each."""
         condition = self.condition(z)[:, :, None]
         activated = F.silu(condition)
-        return [condition, *(block.from_z(activated) for block in self.blocks)]
+        blocks = cast(list[FlowBlock], self.blocks)
+        return [condition, *(block.from_z(activated) for block in blocks)]
 
     def velocity(self, x: Tensor, t: Tensor, conditions: list[Tensor]) -> Tensor:
         """Velocity (B, H, K, C) of x (B, H, K, C) at t (B or 1, 1, K), under `conditions`."""
