@@ -41,6 +41,19 @@ def train(encoded, out, name="phase1", params=None, init=None, critic=None, trac
     return json.loads((out / f"{name}.json").read_text())
 
 
+def test_the_number_of_processes_changes_rounding_only(encoded, tmp_path):
+    weights = {}
+    for workers in (1, 2):
+        params = tiny_params()
+        params["training"]["workers"] = workers
+        params["training"]["phase1"]["images"] = 16  # two steps: later on rounding grows
+        train(encoded, tmp_path / str(workers), params=params)
+        folder = tmp_path / str(workers) / "states" / "phase1"
+        weights[workers] = load_file(folder / "model.safetensors")
+    for name, one in weights[1].items():
+        assert torch.allclose(one, weights[2][name], atol=2e-3), name
+
+
 class Kill(BaseException):
     """Stands for a signal: nothing in the program catches it."""
 

@@ -5,6 +5,7 @@ Shapes as in components/model/djepa.py; K is the number of draws of (t, noise) a
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,6 +24,11 @@ class Draw:
     drop: Tensor  # (B,) bool, prompts left out
     t: Tensor  # (B, 1, K) in [0, 1]
     noise: Tensor  # (B, H, K, C)
+
+    def of(self, rows: np.ndarray) -> "Draw":
+        """The draw of some of the pictures."""
+        order, drop, t, noise = (x[rows] for x in (self.order, self.drop, self.t, self.noise))
+        return Draw(order, self.visible, drop, t, noise)
 
     def to(self, device: str) -> "Draw":
         """The same draw on another device."""

@@ -211,11 +211,12 @@ class Phase:
         """One step of the whole team; gives (flow, jepa, gradient norm) and the images."""
         rung, ids = self.sampler.next_batch()
         training, size = self.training, self.place.size
-        # Every process draws the whole batch and takes its part, weighed by its share of it.
-        mine = np.array_split(ids, size)[self.place.rank]
+        # Every process draws the whole batch and takes its part, weighed by its share of it: the
+        # result does not depend on how many there are, and one mask ratio keeps them in step.
+        mine = np.array_split(np.arange(len(ids)), size)[self.place.rank]
         gradients.values.zero_()
         if len(mine):
-            tokens, states, mask, draw, shape = self._part(rung, mine)
+            tokens, states, mask, draw, shape = self._part(rung, ids, mine)
             flow, jepa = losses(training.model, training.target, tokens, states, mask, shape, draw)
             part = len(mine) / len(ids)
             ((flow + float(self.settings["jepa_weight"]) * jepa) * part).backward()
@@ -235,17 +236,16 @@ class Phase:
         self.ledger.add(ids)
         return np.array([flow_value, jepa_value, norm]), len(ids)
 
-    def _part(self, rung: str, ids: np.ndarray) -> Part:
+    def _part(self, rung: str, ids: np.ndarray, mine: np.ndarray) -> Part:
         latents = self.encoded.latents(rung, ids)
-        size = (latents.shape[3], latents.shape[2])
         tokens = latents.flatten(2).transpose(1, 2).contiguous()
-        states, mask = self.encoded.text(ids)
-        # From seed, step and rank alone: going on from a snapshot needs no more.
-        entropy = np.random.SeedSequence([self.seed, self.training.step, self.place.rank])
+        # From seed and step alone: going on from a snapshot needs no more.
+        entropy = np.random.SeedSequence([self.seed, self.training.step])
         generator = torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
-        draw = draw_for(tokens, self.settings, generator)
-        device = self.device
-        return tokens.to(device), states.to(device), mask.to(device), draw.to(device), size
+        draw = draw_for(tokens, self.settings, generator).of(mine)
+        states, mask = self.encoded.text(ids[mine])
+        size, device = (latents.shape[3], latents.shape[2]), self.device
+        return tokens[mine].to(device), states.to(device), mask.to(device), draw.to(device), size
 
     def _passed(self, before: float, times: int) -> bool:
         """Whether the last step passed one of `times` even marks of the budget."""
