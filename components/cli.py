@@ -135,9 +135,9 @@ def summary() -> None:
 def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1")] = 5000) -> None:
     """Open the MLflow UI on this project's runs (127.0.0.1; Ctrl-C stops it)."""
     from components.home import djepa_home
-    from components.tracking import store
+    from components.tracking import runs_page, store
 
-    print(f"MLflow: http://127.0.0.1:{port}", flush=True)
+    print(f"MLflow: {runs_page(port)}", flush=True)
     print("Prefect: `prefect server start`, then http://127.0.0.1:4200", flush=True)
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]

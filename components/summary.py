@@ -24,6 +24,6 @@ def print_summary() -> None:
     for grid in sorted(SAMPLES.glob("*/grid.png")):
         print(f"Pictures with their prompts: {grid}")
     print(f"Report: {REPORTS / 'run' / 'report.html'}")
-    print("MLflow: `make ui`, then http://127.0.0.1:5000")
+    print("MLflow: `make ui` says where")
     print("Prefect: `.venv/bin/prefect server start`, then http://127.0.0.1:4200")
     print('Draw one: `.venv/bin/djepa generate "a photo of a red circle"`')

@@ -174,6 +174,13 @@ def _experiment(client: Any) -> str:
     return client.create_experiment(EXPERIMENT, artifact_location=place)
 
 
+def runs_page(port: int) -> str:
+    """Where an MLflow server on 127.0.0.1 shows the runs; its start page shows traces first."""
+    found = _client().get_experiment_by_name(EXPERIMENT)
+    page = f"experiments/{found.experiment_id}/runs" if found else ""
+    return f"http://127.0.0.1:{port}/#/{page}?workflowType=machine_learning"
+
+
 def pipeline_key(root: Path = Path()) -> str:
     """What makes two stage runs part of one pipeline run: dvc.yaml, params.yaml, data.dvc."""
     names = ("dvc.yaml", "params.yaml", "data.dvc")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -152,7 +153,9 @@ def test_mlflow_page_shows_the_pipeline_and_its_stages(micro: Checkout, tmp_path
     with started(micro, *command):
         address = f"http://127.0.0.1:{port}"
         wait_for("the MLflow server", lambda: answers(f"{address}/health"))
-        page = rendered(f"{address}/#/experiments/1/runs", tmp_path)
+        said = (micro.root / "started.log").read_text()
+        page = rendered(re.search(r"^MLflow: (http\S+)", said, re.M)[1], tmp_path)
+    assert "Model training" in page
     assert "micro, ablation none, seed 0" in page
 
 
