@@ -14,6 +14,7 @@ from components.scenes.shapes import BOX, DISTANCE
 from components.scenes.tasks import Metadata
 
 Box = tuple[float, float, float, float]
+PLACES = 12  # tried for one object before the whole scene is begun anew
 
 
 @dataclass(frozen=True)
@@ -182,14 +183,14 @@ class World:
         names = list(self.data["sources"])
         source = names[_weighted(rng, [float(self.data["sources"][n]["share"]) for n in names])]
         for attempt in range(10_000):
-            if attempt % 20 == 0:
+            if attempt % 50 == 0:
                 # One colour for all of a clause: three circles are three alike.
                 colors = [
                     c.get("color") or self._zipf(rng, list(self.colors))[0]
                     for c in metadata["include"]
                 ]
             # A crowded scene that does not fit is tried again a little smaller.
-            objects = self._place(metadata, colors, rng, aspect, 0.98 ** (attempt // 20))
+            objects = self._place(metadata, colors, rng, aspect, 0.98 ** (attempt // 50))
             if objects is None:
                 continue
             scene = Scene(metadata, objects, aspect, source, self.data["sources"][source])
@@ -217,15 +218,16 @@ class World:
         for clause, color in zip(metadata["include"], colors, strict=True):
             group: list[SceneObject] = []
             for _ in range(clause["count"]):
-                at_size, at_x, at_y = rng.random(3)
-                size = self._snap((low + (high - low) * at_size) * shrink, "size_lattice")
+                size = self._snap((low + (high - low) * rng.random()) * shrink, "size_lattice")
                 w, h = (margin + side * size / 2 for side in BOX[clause["class"]])
-                x = self._snap(w + (span_x - 2 * w) * at_x, "lattice")
-                y = self._snap(h + (span_y - 2 * h) * at_y, "lattice")
-                if not (w <= x <= span_x - w and h <= y <= span_y - h):
-                    return None
-                thing = SceneObject(clause["class"], color, self.colors[color], x, y, size)
-                if any(_too_near(thing.box(), other.box(), gap) for other in placed):
+                for at_x, at_y in rng.random((PLACES, 2)):
+                    x = self._snap(w + (span_x - 2 * w) * at_x, "lattice")
+                    y = self._snap(h + (span_y - 2 * h) * at_y, "lattice")
+                    thing = SceneObject(clause["class"], color, self.colors[color], x, y, size)
+                    inside = w <= x <= span_x - w and h <= y <= span_y - h
+                    if inside and not any(_too_near(thing.box(), o.box(), gap) for o in placed):
+                        break
+                else:
                     return None
                 group.append(thing)
                 placed.append(thing)
