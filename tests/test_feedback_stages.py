@@ -27,7 +27,7 @@ from components.feedback.references import references
 from components.feedback.scores import read_scores
 from components.files import read_json, write_json
 from components.model import DJEPAPipeline
-from components.model.djepa import DJEPA, DJEPAConfig
+from components.model.djepa import DJEPA
 from components.model.sampler import SamplerConfig
 from components.scenes.draw import draw_scene
 from components.scenes.world import World
@@ -35,6 +35,7 @@ from components.tokens.encode import encode
 from components.tokens.encoded import EncodedSet
 from components.tracking import Tracker
 from components.training import preference
+from tests.tiny_curated import tiny_config
 
 ROOT = Path(__file__).parents[1]
 N = 60
@@ -60,8 +61,9 @@ def params():
             "phase1": phase,
             "phase2": phase,
             "mask": {"mean": 0.9, "std": 0.2, "low": 0.5, "high": 1.0},
+            "most_tokens": 4096,
             "flow_samples": 1,
-            "time": {"mean": 0.0, "std": 1.0},
+            "time": {"distribution": "logit_normal", "mean": 0.0, "std": 1.0},
             "text_drop": 0.1,
         },
         "feedback": {
@@ -127,7 +129,7 @@ def made(params, tmp_path_factory):
     encode(root / "curated", root / "encoded", root / "metrics.json", params, Tracker())
     encoded = EncodedSet.open(root / "encoded")
     torch.manual_seed(0)
-    model = DJEPA(DJEPAConfig(8, 32, 16, 2, 1, 1, 2.0, 16, 1, 8.0, 100.0))
+    model = DJEPA(tiny_config(8, 32))
     sampler = SamplerConfig(2, 2, 1.0, 1.0, 1.0)
     pipe = DJEPAPipeline(model, encoded.tokenizer(), encoded.text_encoder(), sampler)
     pipe.save_pretrained(root / "models" / "phase1")

@@ -7,12 +7,14 @@ from hypothesis import strategies as st
 
 from components.errors import UserError
 from components.model import DJEPAPipeline
-from components.model.djepa import DJEPA, DJEPAConfig
+from components.model.djepa import DJEPA, DJEPAConfig, target_features
+from components.model.network import gather
 from components.model.sampler import SamplerConfig, cosine_step, sample_tokens, shifted_times
 from components.model.vope import (
     image_positions,
     image_rotations,
     normalise_and_rotate,
+    rotary_grid,
     text_rotations,
 )
 from components.tokens.text import WordEncoder
@@ -27,6 +29,8 @@ CONFIG = DJEPAConfig(
     encoder_blocks=1,
     predictor_blocks=2,
     mlp_ratio=2,
+    buffer_tokens=0,
+    positions="vope",
     head_width=16,
     head_blocks=2,
     reference_grid=8,
@@ -92,6 +96,19 @@ def test_vope_inner_product_depends_on_the_difference_over_rho(a, b):
     # Twice the tokens on the same field: neighbours two apart stand where one apart stood.
     small, large = image_positions(4, 4, 8), image_positions(8, 8, 8)
     assert torch.equal(small[1] - small[0], large[2] - large[0])
+
+
+def test_rope_and_ntk_rope_are_what_vope_is_compared_with():
+    small, large = (4, 4), (16, 12)
+    # RoPE: a token's angles are its own column and row, at every size.
+    a, b = (rotary_grid("rope", size, 8, 16, 100.0) for size in (small, large))
+    assert torch.allclose(a.view(4, 4, 8), b.view(12, 16, 8)[:4, :4])
+    # NTK: the slowest wave is stretched by the ratio of lengths, the fastest stays.
+    ntk = rotary_grid("ntk_rope", large, 8, 16, 100.0).view(12, 16, 2, 4).angle()
+    rope = b.view(12, 16, 2, 4).angle()
+    assert torch.allclose(ntk[0, 1, 0, 0], rope[0, 1, 0, 0])
+    assert float(rope[0, 1, 0, 3] / ntk[0, 1, 0, 3]) == pytest.approx(2, rel=1e-4)
+    assert torch.equal(rotary_grid("ntk_rope", small, 8, 16, 100.0), a)  # no longer than trained
 
 
 def test_text_rope_depends_on_the_distance():
@@ -169,7 +186,9 @@ def test_padding_and_dropped_prompts_do_not_matter():
 def test_target_encoder_gets_no_gradient_and_sees_all_tokens():
     model, (states, mask, tokens, order) = make_model(), make_inputs()
     tokens.requires_grad_()
-    target = model.target(model.encoder, states, mask, tokens, order, 5, (4, 3))
+    prompt = model.prompt(states, mask)
+    layout = model.layout(prompt, order, (4, 3))
+    target = target_features(model.encoder, prompt, gather(tokens, order), layout, 5)
     assert target.shape == (3, 7, 16) and not target.requires_grad
     assert torch.allclose(target.mean(-1), torch.zeros(3, 7), atol=1e-5)
 

@@ -12,9 +12,10 @@ from PIL import Image
 
 from components.feedback.pairs import PairSet, draw_pairs, make_pairs, split
 from components.feedback.pictures import Judged, clause_share, cover
-from components.model.djepa import DJEPA, DJEPAConfig
+from components.model.djepa import DJEPA
 from components.tracking import Tracker
 from components.training.preference import Tuning, dpo_loss
+from tests.tiny_curated import tiny_config
 
 ERRORS = st.lists(st.floats(0, 4), min_size=4, max_size=4)
 
@@ -127,8 +128,9 @@ PARAMS = {
     },
     "training": {
         "mask": {"mean": 0.9, "std": 0.2, "low": 0.5, "high": 1.0},
+        "most_tokens": 4096,
         "flow_samples": 2,
-        "time": {"mean": 0.0, "std": 1.0},
+        "time": {"distribution": "logit_normal", "mean": 0.0, "std": 1.0},
         "text_drop": 0.1,
     },
 }
@@ -136,8 +138,7 @@ PARAMS = {
 
 def tiny():
     torch.manual_seed(0)
-    config = DJEPAConfig(4, 6, 16, 2, 1, 1, 2.0, 16, 1, 8.0, 100.0)
-    model = DJEPA(config)
+    model = DJEPA(tiny_config(4, 6))
     # The head starts at zero; give it something to be wrong about.
     for parameter in model.parameters():
         parameter.data.add_(0.05 * torch.randn_like(parameter))

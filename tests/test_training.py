@@ -12,8 +12,10 @@ from components.model import DJEPAPipeline
 from components.tokens.encoded import EncodedSet
 from components.tracking import Tracker
 from components.training import phases
+from components.training.batch import grouped
 from components.training.checkpoint import Training
-from components.training.losses import draw_for, flow_error, losses, truncated_normal
+from components.training.draw import draw_for, truncated_normal
+from components.training.losses import flow_error, losses
 from components.training.optim import Muon, orthogonalise, rate_at
 from components.training.parallel import Team, team
 from components.training.phases import train_phase
@@ -162,13 +164,12 @@ def test_losses_reach_the_model_and_not_the_target_encoder(encoded):
     latents, (states, mask) = data.latents("24x16", ids), data.text(ids)
     tokens = latents.flatten(2).transpose(1, 2)
     draw = draw_for(tokens, params["training"], torch.Generator().manual_seed(0))
-    flow, jepa = losses(training.model, training.target, tokens, states, mask, (6, 4), draw)
+    batch = grouped(training.model, tokens, states, mask, (6, 4), draw)
+    flow, jepa = losses(training.model, training.target, batch, 2.0)
     (flow + jepa).backward()
     assert all(p.grad is None for p in training.target.parameters())
     assert any(p.grad is not None and p.grad.any() for p in training.model.parameters())
-    error = flow_error(
-        training.model, latents, states, mask, draw.order, draw.visible, draw.t, draw.noise
-    )
+    error = flow_error(training.model, latents, states, mask, draw)
     assert error.shape == (4,)
     if not draw.drop.any():
         assert float(error.mean()) == pytest.approx(float(flow), rel=1e-4)

@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from components.model.djepa import DJEPAConfig
+
 CAPTIONS = {"red": (220, 30, 30), "blue": (30, 60, 220), "green": (30, 150, 60)}
 
 
@@ -51,11 +53,32 @@ def write_curated(folder: Path, count: int = 36) -> Path:
     return folder
 
 
+def tiny_config(channels: int, text_width: int) -> DJEPAConfig:
+    return DJEPAConfig(
+        channels=channels,
+        text_width=text_width,
+        width=16,
+        heads=2,
+        mlp_ratio=2.0,
+        buffer_tokens=0,
+        positions="vope",
+        reference_grid=8.0,
+        rope_base=100.0,
+        encoder_blocks=1,
+        predictor_blocks=1,
+        head_width=16,
+        head_blocks=1,
+    )
+
+
 def tiny_params() -> dict[str, Any]:
     return {
         "seed": 0,
         "model": {
             "network": {
+                "kind": "djepa",
+                "buffer_tokens": 0,
+                "positions": "vope",
                 "width": 16,
                 "heads": 2,
                 "encoder_blocks": 1,
@@ -73,10 +96,12 @@ def tiny_params() -> dict[str, Any]:
         "training": {
             "workers": 2,
             "mask": {"mean": 1.0, "std": 0.25, "low": 0.5, "high": 1.0},
+            "most_tokens": 4096,
             "flow_samples": 2,
-            "time": {"mean": 0.0, "std": 1.0},
+            "time": {"distribution": "logit_normal", "mean": 0.0, "std": 1.0},
             "text_drop": 0.2,
             "jepa_weight": 1.0,
+            "jepa_beta": 2.0,
             "ema": 0.9,
             "target_ema": 0.9,
             "clip": 5.0,

@@ -20,10 +20,11 @@ from components.feedback.describe import encode_images
 from components.feedback.pictures import Judged, cover, draw_and_judge, training_prompts
 from components.files import atomic_file, atomic_folder, read_json, write_json
 from components.model import DJEPAPipeline
-from components.model.djepa import DJEPA
+from components.model.network import Network
 from components.scenes.world import World
 from components.tokens.encoded import EncodedSet, rung_size
-from components.training.losses import Draw, draw_for, flow_error
+from components.training.draw import Draw, draw_for
+from components.training.losses import flow_error
 
 
 @dataclass
@@ -111,15 +112,13 @@ class PairSet:
     mask: Tensor
     held_out: np.ndarray  # (P,) bool
 
-    def errors(self, model: DJEPA, rows: np.ndarray, draw: Draw) -> tuple[Tensor, Tensor]:
+    def errors(self, model: Network, rows: np.ndarray, draw: Draw) -> tuple[Tensor, Tensor]:
         """Flow errors (B,) of the winners and of the losers, on the same draw."""
         device = next(model.parameters()).device
         both = torch.cat([self.winner[rows], self.loser[rows]]).to(device)
-        states, mask, order, t, noise = (
-            torch.cat([x, x]).to(device)
-            for x in (self.states[rows], self.mask[rows], draw.order, draw.t, draw.noise)
-        )
-        error = flow_error(model, both, states, mask, order, draw.visible, t, noise)
+        states, mask = (torch.cat([x, x]).to(device) for x in (self.states[rows], self.mask[rows]))
+        twice = draw.of(np.tile(np.arange(len(rows)), 2)).to(str(device))
+        error = flow_error(model, both, states, mask, twice)
         return error[: len(rows)], error[len(rows) :]
 
     def draw(self, rows: np.ndarray, settings: dict[str, Any], *seed: int) -> Draw:

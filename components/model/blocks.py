@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from components.model.layout import Mask, attend
 from components.model.vope import normalise_and_rotate
 
 
@@ -38,7 +39,11 @@ class Stream(nn.Module):
 
     def queries_keys_values(self, x: Tensor, rotations: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised, rotated queries and keys (B, N, 2, H, d) and values (B, N, H, d)."""
-        qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1))
+        return self.projected(self.norm(x), rotations)
+
+    def projected(self, normed: Tensor, rotations: Tensor) -> tuple[Tensor, Tensor]:
+        """As `queries_keys_values`, of tokens (B, N, D) that are normalised already."""
+        qkv = self.qkv(normed).unflatten(-1, (3, self.heads, -1))
         return normalise_and_rotate(qkv[:, :, :2], self.qk_scale, rotations), qkv[:, :, 2]
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
@@ -60,14 +65,14 @@ class TwoStreamBlock(nn.Module):
         text: Tensor,
         image: Tensor,
         rotations: Tensor,
-        bias: Tensor | None,
+        mask: Mask,
         wanted: slice = slice(None),
     ) -> tuple[Tensor, Tensor]:
         """Text (B, L, D) and image (B, N, D) to the same shapes; of the image the `wanted` rows.
 
-        rotations (B or 1, L+N, d/2) are the positions of text then image; bias (B, 1, 1, L+N)
-        is 0 where a key may be seen and −inf at the text's padding. A text that ends here is
-        given back as it came.
+        rotations (B or 1, L+N, d/2) are the positions of text then image; mask: of `Layout.mask`,
+        for all tokens, or for the wanted image tokens where the text ends. A text that ends here
+        is given back as it came.
         """
         length = text.shape[1]
         qk_text, v_text = self.text.queries_keys_values(text, rotations[:, :length])
@@ -77,8 +82,7 @@ class TwoStreamBlock(nn.Module):
         q, k = qk.permute(2, 0, 3, 1, 4).unbind(0)  # B H L+N d
         if self.text.ends:  # only the wanted image tokens ask
             q = q[:, :, length:][:, :, wanted]
-        attended = F.scaled_dot_product_attention(q, k, v.transpose(1, 2), attn_mask=bias)
-        attended = attended.transpose(1, 2).flatten(2)
+        attended = attend(q, k, v.transpose(1, 2), mask)
         if not self.text.ends:
             text = self.text.finish(text, attended[:, :length])
             attended = attended[:, length:][:, wanted]

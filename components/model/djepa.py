@@ -4,8 +4,7 @@ Shapes: B pictures, L text tokens, N image tokens of which the first V in a rand
 visible and H = N − V hidden, C channels a token, D width.
 """
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,36 +12,27 @@ from torch import Tensor, nn
 
 from components.model.blocks import TwoStreamBlock
 from components.model.flow_head import FlowHead
-from components.model.vope import image_positions, image_rotations, text_rotations
+from components.model.layout import Layout, Mask
+from components.model.network import Network, NetworkConfig, gather
+from components.model.prompt import Prompt, TextInput
 
 
 @dataclass(frozen=True)
-class DJEPAConfig:
+class DJEPAConfig(NetworkConfig):
     """Sizes of the network."""
 
-    channels: int  # of an image token
-    text_width: int  # of a text state
-    width: int  # of both streams
-    heads: int
     encoder_blocks: int
     predictor_blocks: int
-    mlp_ratio: float  # MLP width over stream width
     head_width: int
     head_blocks: int
-    reference_grid: float  # VoPE's g, in tokens
-    rope_base: float  # ω
 
 
 class Encoder(nn.Module):
-    """φ: text states and the given image tokens to features. Its EMA is the target encoder φ̄."""
+    """φ: text and the given image tokens to features. Its EMA is the target encoder φ̄."""
 
     def __init__(self, config: DJEPAConfig) -> None:
         super().__init__()
-        self.text_in = nn.Sequential(
-            nn.LayerNorm(config.text_width), nn.Linear(config.text_width, config.width)
-        )
-        # Stands for a dropped prompt (classifier-free guidance).
-        self.null_text = nn.Parameter(torch.randn(config.width) * 0.02)
+        self.text_in = TextInput(config.text_width, config.width, config.buffer_tokens)
         self.image_in = nn.Linear(config.channels, config.width)
         self.blocks = nn.ModuleList(
             TwoStreamBlock(config.width, config.heads, config.mlp_ratio)
@@ -52,17 +42,16 @@ class Encoder(nn.Module):
         self.image_norm = nn.LayerNorm(config.width)
 
     def forward(
-        self, states: Tensor, drop: Tensor, tokens: Tensor, rotations: Tensor, bias: Tensor
+        self, text: Tensor, tokens: Tensor, rotations: Tensor, mask: Mask
     ) -> tuple[Tensor, Tensor]:
         """Features of text (B, L, D) and of image tokens (B, V, D).
 
-        states (B, L, text width); drop (B,) bool replaces a prompt by the null text;
-        tokens (B, V, C); rotations and bias as in `TwoStreamBlock`, over L+V.
+        text (B, L, D) of `text_in`; tokens (B, V, C); rotations and mask as in `TwoStreamBlock`,
+        over L+V.
         """
-        text = torch.where(drop[:, None, None], self.null_text, self.text_in(states))
         image = self.image_in(tokens)
         for block in self.blocks:
-            text, image = block(text, image, rotations, bias)
+            text, image = block(text, image, rotations, mask)
         return self.text_norm(text), self.image_norm(image)
 
 
@@ -79,30 +68,33 @@ class Predictor(nn.Module):
         )
         self.norm = nn.LayerNorm(config.width)
 
-    def forward(
-        self, text: Tensor, visible: Tensor, rotations: Tensor, bias: Tensor, count: int
-    ) -> Tensor:
-        """z (B, count, D) of the first hidden tokens; rotations over L+V+H.
+    def forward(self, text: Tensor, visible: Tensor, layout: Layout, count: int) -> Tensor:
+        """z (B, count, D) of the first hidden tokens.
 
-        text (B, L, D), visible (B, V, D).
+        text (B, L, D), visible (B, V, D); the layout is that of L+V+H tokens.
         """
-        hidden = rotations.shape[1] - text.shape[1] - visible.shape[1]
-        masks = self.mask_token.expand(visible.shape[0], hidden, -1)
+        length, seen = text.shape[1], visible.shape[1]
+        end = layout.rotations.shape[1]
+        masks = self.mask_token.expand(visible.shape[0], end - length - seen, -1)
         image = torch.cat([visible, masks], dim=1)
         *before, last = self.blocks
-        for block in before:
-            text, image = block(text, image, rotations, bias)
-        seen = visible.shape[1]
-        _, image = last(text, image, rotations, bias, slice(seen, seen + count))
+        if before:
+            mask = layout.mask(end)
+            for block in before:
+                text, image = block(text, image, layout.rotations, mask)
+        wanted = slice(seen, seen + count)
+        mask = layout.mask(end, slice(length + seen, length + seen + count))
+        _, image = last(text, image, layout.rotations, mask, wanted)
         return self.norm(image)
 
 
-class DJEPA(nn.Module):
+class DJEPA(Network):
     """Context encoder, predictor, feature projection and flow head; the target encoder is apart."""
 
+    Config = DJEPAConfig
+
     def __init__(self, config: DJEPAConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.encoder = Encoder(config)
         self.predictor = Predictor(config)
         # The small MLP between z and the target features (D-JEPA, as this paper's L_pred).
@@ -111,21 +103,18 @@ class DJEPA(nn.Module):
         )
         self.head = FlowHead(config.channels, config.width, config.head_width, config.head_blocks)
 
-    def positions(self, order: Tensor, size: tuple[int, int], length: int) -> Tensor:
-        """Rotations (B, L+N, d/2) of `length` text tokens, then image tokens in `order` (B, N)."""
-        head_width = self.config.width // self.config.heads
-        image = image_rotations(
-            image_positions(*size, self.config.reference_grid), head_width, self.config.rope_base
-        ).to(order.device)
-        text = text_rotations(length, head_width, self.config.rope_base).to(order.device)
-        return torch.cat([text.expand(order.shape[0], -1, -1), image[order]], dim=1)
+    def predict(
+        self, text: Tensor, seen: Tensor, layout: Layout, count: int | None = None
+    ) -> Tensor:
+        """z (B, H, D) of the hidden tokens, of the first `count` if given.
 
-    def bias(self, mask: Tensor, drop: Tensor, count: int) -> Tensor:
-        """Attention bias (B, 1, 1, L+count): −inf at padding; a dropped prompt is one token."""
-        first = torch.arange(mask.shape[1], device=mask.device) == 0
-        mask = torch.where(drop[:, None], first, mask)
-        bias = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, float("-inf"))
-        return F.pad(bias, (0, count))[:, None, None]
+        text (B, L, D) of `encoder.text_in`; seen (B, V, C) the visible tokens; the layout is that
+        of text, visible and hidden tokens. Hidden tokens reach nothing before the flow head.
+        """
+        end = text.shape[1] + seen.shape[1]
+        features = self.encoder(text, seen, layout.rotations[:, :end], layout.mask(end))
+        hidden = layout.rotations.shape[1] - end
+        return self.predictor(*features, layout, hidden if count is None else count)
 
     def condition(
         self,
@@ -137,58 +126,29 @@ class DJEPA(nn.Module):
         size: tuple[int, int],
         drop: Tensor | None = None,
         count: int | None = None,
+        shift: float | None = None,
     ) -> Tensor:
         """z (B, H, D) of the hidden tokens, in the order's order; of the first `count` if given.
 
-        states (B, L, text width), mask (B, L) bool; tokens (B, N, C) in raster order; order (B, N)
-        a permutation of raster positions whose first `visible` are seen; size (W, H) in tokens;
-        drop (B,) bool the prompts to leave out.
+        states (B, L, text width), mask (B, L) bool; tokens (B, W·H, C) in raster order; order
+        (B, N) different raster positions, all or some, whose first `visible` are seen; size (W, H)
+        in tokens; drop (B,) bool the prompts to leave out; shift: VoPE's b.
         """
-        batch, length = mask.shape
-        if drop is None:
-            drop = torch.zeros(batch, dtype=torch.bool, device=mask.device)
-        rotations = self.positions(order, size, length)
-        bias = self.bias(mask, drop, order.shape[1])
-        # Only visible tokens are gathered: hidden ones reach nothing before the flow head.
+        prompt = self.prompt(states, mask, drop)
+        layout = self.layout(prompt, order, size, shift)
         seen = gather(tokens, order[:, :visible])
-        end = length + visible
-        text, image = self.encoder(states, drop, seen, rotations[:, :end], bias[..., :end])
-        hidden = order.shape[1] - visible
-        return self.predictor(text, image, rotations, bias, hidden if count is None else count)
-
-    def target(
-        self,
-        encoder: Encoder,
-        states: Tensor,
-        mask: Tensor,
-        tokens: Tensor,
-        order: Tensor,
-        visible: int,
-        size: tuple[int, int],
-    ) -> Tensor:
-        """Normalised features (B, H, D) of the hidden tokens by the target encoder; no gradient."""
-        with torch.no_grad():
-            drop = torch.zeros(mask.shape[0], dtype=torch.bool, device=mask.device)
-            raster = torch.arange(tokens.shape[1], device=tokens.device)[None]
-            rotations = self.positions(raster, size, mask.shape[1])
-            bias = self.bias(mask, drop, tokens.shape[1])
-            _, features = encoder(states, drop, tokens, rotations, bias)
-            return F.layer_norm(gather(features, order[:, visible:]), features.shape[-1:])
-
-    def save_pretrained(self, folder: Path) -> None:
-        """Write config.json and the weights as diffusers names them."""
-        from components.parts import save_part
-
-        save_part(folder, self, asdict(self.config))
-
-    @classmethod
-    def from_pretrained(cls, folder: Path) -> "DJEPA":
-        """Read what `save_pretrained` wrote; UserError names what is missing or unfit."""
-        from components.parts import load_part
-
-        return load_part(folder, lambda config: cls(DJEPAConfig(**config)))
+        return self.predict(self.encoder.text_in(prompt), seen, layout, count)
 
 
-def gather(x: Tensor, index: Tensor) -> Tensor:
-    """Rows of x (B, N, C) at index (B, K): (B, K, C)."""
-    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+@torch.no_grad()
+def target_features(
+    encoder: Encoder, prompt: Prompt, tokens: Tensor, layout: Layout, visible: int
+) -> Tensor:
+    """Normalised features (B, H, D) of the hidden tokens by the target encoder φ̄; no gradient.
+
+    Paper, section 3.1. φ̄ sees the whole prompt and all image tokens (B, N, C), the `visible`
+    first, as the layout of L+N tokens has them.
+    """
+    text = encoder.text_in(prompt)
+    _, features = encoder(text, tokens, layout.rotations, layout.mask(layout.rotations.shape[1]))
+    return F.layer_norm(features[:, visible:], features.shape[-1:])

@@ -1,8 +1,9 @@
 """Flow head: the small network that gives each hidden token its velocity.
 
-After MAR's denoising MLP: residual blocks with adaptive layer norm. Here the modulation is a sum
-of a part of z and a part of t, so that the part of z is computed once a token, however many
-times are drawn for it in training or stepped through in sampling.
+After MAR's denoising MLP: residual blocks with adaptive layer norm, zero-initialised. Here the
+modulation is a sum of a part of z, each block's own, and a part of t that all blocks share (as in
+PixArt-α): the part of z is computed once a token, however many times are drawn for it in training
+or stepped through in sampling, and the part of t once a time.
 """
 
 import math
@@ -30,16 +31,14 @@ class FlowBlock(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.from_z = nn.Linear(width, 3 * width)
-        self.from_t = nn.Linear(width, 3 * width, bias=False)
         self.up = nn.Linear(width, width, bias=False)
         self.down = nn.Linear(width, width, bias=False)
-        for layer in (self.from_z, self.from_t):
-            nn.init.zeros_(layer.weight)
+        nn.init.zeros_(self.from_z.weight)
         nn.init.zeros_(self.from_z.bias)
 
-    def forward(self, x: Tensor, from_z: Tensor, t: Tensor) -> Tensor:
-        """x (…, width), z's modulation (…, 3·width) and embedded t (…, width), broadcast."""
-        shift, scale, gate = (from_z + self.from_t(t)).chunk(3, dim=-1)
+    def forward(self, x: Tensor, from_z: Tensor, from_t: Tensor) -> Tensor:
+        """x (…, width); the modulations by z and by t, (…, 3·width) each, broadcast."""
+        shift, scale, gate = (from_z + from_t).chunk(3, dim=-1)
         h = torch.addcmul(shift, self.norm(x), 1 + scale)
         return torch.addcmul(x, gate, self.down(F.silu(self.up(h))))
 
@@ -53,6 +52,8 @@ class FlowHead(nn.Module):
         self.input = nn.Linear(channels, width)
         self.condition = nn.Linear(condition_width, width)
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.from_t = nn.Linear(width, 3 * width, bias=False)
+        nn.init.zeros_(self.from_t.weight)
         self.blocks = nn.ModuleList(FlowBlock(width) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, channels)
@@ -66,18 +67,25 @@ class FlowHead(nn.Module):
         blocks = cast(list[FlowBlock], self.blocks)
         return [condition, *(block.from_z(activated) for block in blocks)]
 
-    def velocity(self, x: Tensor, t: Tensor, conditions: list[Tensor]) -> Tensor:
-        """Velocity (B, H, K, C) of x (B, H, K, C) at t (B or 1, 1, K), under `conditions`."""
+    def velocity(
+        self, x: Tensor, t: Tensor, conditions: list[Tensor], picture: Tensor | None = None
+    ) -> Tensor:
+        """Velocity (B, H, K, C) of x (B, H, K, C) at t (B or 1, 1, K), under `conditions`.
+
+        Packed pictures, B = 1: t is (1, pictures, K), and `picture` (H,) says which is whose.
+        """
         moment = self.time(time_features(t, self.width).to(x.dtype))
+        from_t = self.from_t(F.silu(moment))
+        if picture is not None:
+            moment, from_t = moment[:, picture], from_t[:, picture]
         h = self.input(x) + conditions[0] + moment
-        moment = F.silu(moment)
         for block, from_z in zip(self.blocks, conditions[1:], strict=True):
-            h = block(h, from_z, moment)
+            h = block(h, from_z, from_t)
         return self.output(self.norm(h))
 
-    def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
-        """Velocity (B, H, K, C) of x (B, H, K, C) at t (B or 1, 1, K), under z (B, H, D).
+    def forward(self, x: Tensor, t: Tensor, z: Tensor, picture: Tensor | None = None) -> Tensor:
+        """Velocity (B, H, K, C) of x (B, H, K, C) under z (B, H, D); t, picture as in `velocity`.
 
         K is the number of draws of (t, noise) a token.
         """
-        return self.velocity(x, t, self.conditions(z))
+        return self.velocity(x, t, self.conditions(z), picture)

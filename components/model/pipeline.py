@@ -8,7 +8,8 @@ from PIL import Image
 
 from components.errors import UserError
 from components.files import atomic_folder, read_json, write_json
-from components.model.djepa import DJEPA
+from components.model.build import load_network
+from components.model.network import Network
 from components.model.sampler import SamplerConfig, sample_tokens
 from components.tokens.text import TextEncoder
 from components.tokens.tokenizer import PatchTokenizer
@@ -30,7 +31,7 @@ class DJEPAPipeline:
 
     def __init__(
         self,
-        transformer: DJEPA,
+        transformer: Network,
         tokenizer: PatchTokenizer,
         text_encoder: TextEncoder,
         sampler: SamplerConfig,
@@ -51,7 +52,10 @@ class DJEPAPipeline:
                 target / "model_index.json",
                 {
                     "_class_name": "DJEPAPipeline",
-                    "transformer": ["components.model.djepa", "DJEPA"],
+                    "transformer": [
+                        type(self.transformer).__module__,
+                        type(self.transformer).__name__,
+                    ],
                     "tokenizer": ["components.tokens.tokenizer", "PatchTokenizer"],
                     "text_encoder": ["components.tokens.text", type(self.text_encoder).__name__],
                     "sampler": ["components.model.sampler", "SamplerConfig"],
@@ -68,7 +72,7 @@ class DJEPAPipeline:
                 "run the stage that trains it, or give the folder of one under models/."
             )
         return cls(
-            DJEPA.from_pretrained(folder / "transformer"),
+            load_network(folder / "transformer"),
             PatchTokenizer.from_pretrained(folder / "tokenizer"),
             TextEncoder.from_pretrained(folder / "text_encoder"),
             SamplerConfig(**read_json(folder / "sampler" / "config.json")),

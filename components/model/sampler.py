@@ -7,7 +7,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from components.model.dit import FlowDiT
 from components.model.djepa import DJEPA
+from components.model.network import Network
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def shifted_times(flow_steps: int, shift: float) -> Tensor:
 
 @torch.no_grad()
 def sample_tokens(
-    model: DJEPA,
+    model: Network,
     states: Tensor,
     mask: Tensor,
     size: tuple[int, int],
@@ -58,7 +60,8 @@ def sample_tokens(
     """Tokens (B, N, C) in raster order for text states (B, L, E), mask (B, L).
 
     size (W, H) in tokens. generators: one a picture, on the CPU, so that a picture depends on its
-    own seed and not on its batch.
+    own seed and not on its batch. The baseline transformer (components/model/dit.py) has no order:
+    it moves all tokens at once.
     """
     batch, count, device = states.shape[0], size[0] * size[1], states.device
     channels = model.config.channels
@@ -71,6 +74,9 @@ def sample_tokens(
     if guided:
         states, mask = torch.cat([states, states]), torch.cat([mask, mask])
         drop = torch.cat([drop, ~drop])
+    if isinstance(model, FlowDiT):
+        return _whole(model, states, mask, drop, order, size, noise, times, config.guidance_scale)
+    assert isinstance(model, DJEPA)
     tokens = torch.zeros(batch, count, channels, device=device)
     visible = 0
     for step in cosine_step(config.steps, count):
@@ -96,3 +102,33 @@ def _flow(model: DJEPA, z: Tensor, x: Tensor, times: Tensor, scale: float) -> Te
             v = unconditional + scale * (conditional - unconditional)
         x = x + (end - start) * v
     return x
+
+
+def _whole(
+    model: FlowDiT,
+    states: Tensor,
+    mask: Tensor,
+    drop: Tensor,
+    order: Tensor,
+    size: tuple[int, int],
+    noise: Tensor,
+    times: Tensor,
+    scale: float,
+) -> Tensor:
+    """Tokens (B, N, C) in raster order by Euler steps from noise (B, N, C), in the order's order.
+
+    states, mask and drop are those of B pictures, or of 2B with guidance.
+    """
+    prompt = model.prompt(states, mask, drop)
+    text = model.text_in(prompt)
+    guided = len(states) > len(noise)
+    twice = (lambda x: torch.cat([x, x])) if guided else (lambda x: x)
+    layout = model.layout(prompt, twice(order), size)
+    x = noise
+    for start, end in pairwise(times):
+        v = model.velocity(twice(x), start.expand(len(states)), text, layout)
+        if guided:
+            conditional, unconditional = v.chunk(2)
+            v = unconditional + scale * (conditional - unconditional)
+        x = x + (end - start) * v
+    return torch.zeros_like(x).scatter(1, order[..., None].expand_as(x), x)

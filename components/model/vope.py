@@ -1,10 +1,13 @@
 """VoPE: rotary positions that put every image, whatever its size, on one reference field.
 
-Paper, section "VoPE" and supplement 12. Lengths here are in tokens.
+Paper, section "VoPE" and supplement 12, and the two that it is compared with: RoPE on the
+tokens' own columns and rows, and RoPE with NTK scaling. Lengths here are in tokens.
 """
 
 import torch
 from torch import Tensor
+
+POSITIONS = ("vope", "rope", "ntk_rope")
 
 
 def image_positions(width: int, height: int, grid: float, shift: float | None = None) -> Tensor:
@@ -28,6 +31,34 @@ def image_positions(width: int, height: int, grid: float, shift: float | None = 
         row = row + offset
     rows, columns = torch.meshgrid(row / ratio, column / ratio, indexing="ij")
     return torch.stack([columns.flatten(), rows.flatten()], dim=-1)
+
+
+def rotary_grid(
+    kind: str,
+    size: tuple[int, int],
+    grid: float,
+    head_width: int,
+    base: float,
+    shift: float | None = None,
+) -> Tensor:
+    """Rotations (W·H, head_width/2) of an image of `size` (W, H), its tokens in raster order.
+
+    kind: one of POSITIONS. `vope` needs the reference grid's side `grid` and takes `shift`; its
+    base is the same at every size. `rope`: columns and rows as they are. `ntk_rope`: so too, with
+    the base ω·s^(d/(d−2)) for an image s times longer than `grid`, the longest side that the base
+    was trained for; d is the width of an axis. (The paper prints ω/2 for twice the length, which
+    lengthens no wave and is not NTK-aware scaling.)
+    """
+    if kind == "vope":
+        return image_rotations(image_positions(*size, grid, shift), head_width, base)
+    if kind not in POSITIONS:
+        raise ValueError(f"positions {kind!r}: known are {', '.join(POSITIONS)}")
+    longest = max(size)
+    if kind == "ntk_rope" and longest > grid:
+        axis = head_width // 2
+        base *= (longest / grid) ** (axis / (axis - 2))
+    # On a field of its own length and uncentred, VoPE's positions are columns and rows.
+    return image_rotations(image_positions(*size, longest, shift=0.0), head_width, base)
 
 
 def _frequencies(width: int, base: float) -> Tensor:

@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from components.errors import UserError
 from components.files import atomic_folder, read_json, write_json
-from components.model.djepa import DJEPA, DJEPAConfig, Encoder
+from components.model.build import build_network
+from components.model.djepa import DJEPA, Encoder
+from components.model.network import Network
 from components.model.pipeline import DJEPAPipeline
 from components.model.sampler import SamplerConfig
 from components.tokens.encoded import EncodedSet
@@ -30,9 +32,9 @@ from components.training.optim import optimizers
 class Training:
     """A model in training."""
 
-    model: DJEPA
-    ema: DJEPA  # the running average of `model`, for drawing
-    target: Encoder  # φ̄, the running average of the context encoder
+    model: Network
+    ema: Network  # the running average of `model`, for drawing
+    target: Encoder | None  # φ̄, the running average of the context encoder; None: no L_pred
     optimizers: list[torch.optim.Optimizer]
     step: int = 0  # over all phases so far
     images: int = 0  # seen, over all phases so far
@@ -43,13 +45,18 @@ class Training:
         """A new model for an encoded set, from `params.seed`, `.model` and `.training`."""
         model = build_model(params, encoded).to(device)
         ema = copy.deepcopy(model).requires_grad_(False).eval()
-        target = copy.deepcopy(model.encoder).requires_grad_(False).eval()
+        target = None
+        if isinstance(model, DJEPA) and params["training"]["jepa_weight"] > 0:
+            target = copy.deepcopy(model.encoder).requires_grad_(False).eval()
         return cls(model, ema, target, optimizers(model, params["training"]["optimizer"]))
 
     def average(self, ema_decay: float, target_decay: float) -> None:
         """Move the averages towards the weights; quicker while there have been few steps."""
         ramp = (1 + self.step) / (10 + self.step)
-        pairs = ((self.ema, self.model, ema_decay), (self.target, self.model.encoder, target_decay))
+        pairs: list[tuple[nn.Module, nn.Module, float]] = [(self.ema, self.model, ema_decay)]
+        if self.target is not None:
+            assert isinstance(self.model, DJEPA)
+            pairs.append((self.target, self.model.encoder, target_decay))
         with torch.no_grad():
             for average, source, decay in pairs:
                 torch._foreach_lerp_(
@@ -57,24 +64,12 @@ class Training:
                 )
 
 
-def build_model(params: dict[str, Any], encoded: EncodedSet) -> DJEPA:
+def build_model(params: dict[str, Any], encoded: EncodedSet) -> Network:
     """A network with fresh weights that fits an encoded set's tokens and text states."""
     tokenizer, text = encoded.tokenizer(), encoded.text_encoder()
-    try:
-        config = DJEPAConfig(
-            channels=tokenizer.channels, text_width=text.width, **params["model"]["network"]
-        )
-    except TypeError as error:
-        raise UserError(f"params.model.network does not fit the network: {error}.") from error
-    if config.width % config.heads or config.width // config.heads % 4:
-        raise UserError(
-            f"model.network.width {config.width} over {config.heads} heads must be a multiple of 4 "
-            "a head, for two axes of rotated pairs; change params/model."
-        )
-    # The layers draw from torch's global generator: lend them a seeded one.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(params["seed"]))
-        return DJEPA(config)
+    return build_network(
+        params["model"]["network"], tokenizer.channels, text.width, int(params["seed"])
+    )
 
 
 def save_state(folder: Path, training: Training) -> None:
@@ -86,7 +81,8 @@ def save_state(folder: Path, training: Training) -> None:
         with atomic_folder(Path(folder)) as target:
             _save(target / "model.safetensors", training.model.state_dict())
             _save(target / "ema.safetensors", training.ema.state_dict())
-            _save(target / "target.safetensors", training.target.state_dict())
+            if training.target is not None:
+                _save(target / "target.safetensors", training.target.state_dict())
             _save(target / "optimizer.safetensors", _optimizer_tensors(training))
             write_json(
                 target / "state.json",
@@ -105,7 +101,8 @@ def load_state(folder: Path, training: Training) -> None:
     try:
         training.model.load_state_dict(load_file(folder / "model.safetensors"))
         training.ema.load_state_dict(load_file(folder / "ema.safetensors"))
-        training.target.load_state_dict(load_file(folder / "target.safetensors"))
+        if training.target is not None:
+            training.target.load_state_dict(load_file(folder / "target.safetensors"))
         _load_optimizers(training, load_file(folder / "optimizer.safetensors"))
         state = read_json(folder / "state.json")
         training.step, training.images = state.pop("step"), state.pop("images")
@@ -119,7 +116,7 @@ def load_state(folder: Path, training: Training) -> None:
 
 
 def save_model_folder(
-    folder: Path, model: DJEPA, encoded: EncodedSet, params: dict[str, Any]
+    folder: Path, model: Network, encoded: EncodedSet, params: dict[str, Any]
 ) -> None:
     """Write a pipeline folder: this network, the encoded set's tokeniser and text encoder."""
     settings = params["evaluation"]["sampler"]
@@ -128,7 +125,7 @@ def save_model_folder(
     pipeline(model, encoded, sampler).save_pretrained(Path(folder))
 
 
-def pipeline(model: DJEPA, encoded: EncodedSet, sampler: SamplerConfig) -> DJEPAPipeline:
+def pipeline(model: Network, encoded: EncodedSet, sampler: SamplerConfig) -> DJEPAPipeline:
     """A pipeline around a network in training."""
     return DJEPAPipeline(model, encoded.tokenizer(), encoded.text_encoder(), sampler)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from components.errors import UserError
 from components.feedback.ledger import Ledger
@@ -19,6 +18,7 @@ from components.model.sampler import SamplerConfig
 from components.progress import Progress
 from components.tokens.encoded import EncodedSet
 from components.tracking import Tracker
+from components.training.batch import Batch, grouped
 from components.training.checkpoint import (
     Snapshots,
     Training,
@@ -27,13 +27,11 @@ from components.training.checkpoint import (
     save_model_folder,
     save_state,
 )
+from components.training.draw import draw_for
 from components.training.grid import save_grid
-from components.training.losses import Draw, draw_for, losses
+from components.training.losses import losses
 from components.training.optim import Muon, rate_at, set_rates
 from components.training.parallel import FlatGradients, Team, team
-
-# Tokens, text states, text mask, what is random, width and height in tokens.
-Part = tuple[Tensor, Tensor, Tensor, Draw, tuple[int, int]]
 
 
 def train_phase(
@@ -216,8 +214,9 @@ class Phase:
         mine = np.array_split(np.arange(len(ids)), size)[self.place.rank]
         gradients.values.zero_()
         if len(mine):
-            tokens, states, mask, draw, shape = self._part(rung, ids, mine)
-            flow, jepa = losses(training.model, training.target, tokens, states, mask, shape, draw)
+            batch = self._part(rung, ids, mine)
+            beta = float(self.settings["jepa_beta"])
+            flow, jepa = losses(training.model, training.target, batch, beta)
             part = len(mine) / len(ids)
             ((flow + float(self.settings["jepa_weight"]) * jepa) * part).backward()
             gradients.extra.copy_(torch.stack([flow, jepa]).detach() * part)
@@ -236,7 +235,7 @@ class Phase:
         self.ledger.add(ids)
         return np.array([flow_value, jepa_value, norm]), len(ids)
 
-    def _part(self, rung: str, ids: np.ndarray, mine: np.ndarray) -> Part:
+    def _part(self, rung: str, ids: np.ndarray, mine: np.ndarray) -> Batch:
         latents = self.encoded.latents(rung, ids)
         tokens = latents.flatten(2).transpose(1, 2).contiguous()
         # From seed and step alone: going on from a snapshot needs no more.
@@ -245,7 +244,14 @@ class Phase:
         draw = draw_for(tokens, self.settings, generator).of(mine)
         states, mask = self.encoded.text(ids[mine])
         size, device = (latents.shape[3], latents.shape[2]), self.device
-        return tokens[mine].to(device), states.to(device), mask.to(device), draw.to(device), size
+        return grouped(
+            self.training.model,
+            tokens[mine].to(device),
+            states.to(device),
+            mask.to(device),
+            size,
+            draw.to(device),
+        )
 
     def _passed(self, before: float, times: int) -> bool:
         """Whether the last step passed one of `times` even marks of the budget."""

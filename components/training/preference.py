@@ -21,7 +21,7 @@ from components.errors import UserError
 from components.feedback.pairs import PairSet, draw_or_read
 from components.files import atomic_folder, read_json, write_json
 from components.model import DJEPAPipeline
-from components.model.djepa import DJEPA
+from components.model.network import Network
 from components.progress import Progress
 from components.tracking import Tracker
 
@@ -106,7 +106,7 @@ class Tuning:
 
     def __init__(
         self,
-        reference: DJEPA,
+        reference: Network,
         pairs: PairSet,
         params: dict[str, Any],
         snapshot: Path,

@@ -1,0 +1,127 @@
+"""A batch as the losses read it: pictures of one shape side by side, or of any shapes packed.
+
+Shapes: B rows, L text tokens, V visible and H hidden image tokens, C channels a token, K draws of
+(t, noise) a token. Packed pictures lie end to end in one row (B = 1): no token is padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from components.model.layout import Layout
+from components.model.network import Network, gather
+from components.model.prompt import Prompt
+from components.training.draw import Draw
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tokens in the order of a draw, where they stand, and what is random about the loss."""
+
+    x: Tensor  # (B, V+H, C), the visible first
+    visible: int  # V
+    prompt: Prompt  # some of the prompts dropped
+    layout: Layout  # of prompt, visible, hidden
+    whole_prompt: Prompt  # none dropped: what the target encoder reads
+    whole_layout: Layout
+    t: Tensor  # (B, 1, K), or (1, pictures, K) packed
+    noise: Tensor  # (B, H, K, C)
+    picture: Tensor | None  # packed: the picture of each hidden token, (H,)
+
+
+def grouped(
+    network: Network,
+    tokens: Tensor,
+    states: Tensor,
+    mask: Tensor,
+    size: tuple[int, int],
+    draw: Draw,
+) -> Batch:
+    """Pictures of one shape: tokens (B, W·H, C) in raster order, states (B, L, E), mask (B, L)."""
+    prompt, whole = network.prompt(states, mask, draw.drop), network.prompt(states, mask)
+    layout = network.layout(prompt, draw.order, size)
+    owner = torch.cat([whole.owner, torch.zeros_like(draw.order)], dim=1)
+    return Batch(
+        x=gather(tokens, draw.order),
+        visible=draw.visible,
+        prompt=prompt,
+        layout=layout,
+        whole_prompt=whole,
+        whole_layout=replace(layout, owner=owner),
+        t=draw.t,
+        noise=draw.noise,
+        picture=None,
+    )
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture on its own: tokens (1, W·H, C) in raster order, text states (1, L, E)."""
+
+    tokens: Tensor
+    states: Tensor
+    size: tuple[int, int]
+    draw: Draw
+
+
+def packed(network: Network, pictures: Sequence[Picture]) -> Batch:
+    """Pictures of any shapes and mask ratios end to end, each with a draw of its own."""
+    parts = []
+    for each in pictures:
+        everything = torch.ones(each.states.shape[:2], dtype=torch.bool)
+        mask = everything.to(each.states.device)
+        parts.append(grouped(network, each.tokens, each.states, mask, each.size, each.draw))
+    visible = [part.visible for part in parts]
+    hidden = [part.noise.shape[1] for part in parts]
+    seen = [part.x[:, :v] for part, v in zip(parts, visible, strict=True)]
+    rest = [part.x[:, v:] for part, v in zip(parts, visible, strict=True)]
+    prompt, layout = _row([part.prompt for part in parts], [p.layout for p in parts], visible)
+    whole, whole_layout = _row(
+        [part.whole_prompt for part in parts], [p.whole_layout for p in parts], visible
+    )
+    device = parts[0].x.device
+    return Batch(
+        x=torch.cat(seen + rest, dim=1),
+        visible=sum(visible),
+        prompt=prompt,
+        layout=layout,
+        whole_prompt=whole,
+        whole_layout=whole_layout,
+        t=torch.cat([part.t for part in parts], dim=1),
+        noise=torch.cat([part.noise for part in parts], dim=1),
+        picture=_numbers(hidden, device),
+    )
+
+
+def _row(
+    prompts: Sequence[Prompt], layouts: Sequence[Layout], visible: Sequence[int]
+) -> tuple[Prompt, Layout]:
+    """Prompts without their padding end to end, then all visible, then all hidden tokens."""
+    kept = [prompt.owner[0] >= 0 for prompt in prompts]
+    lengths = [int(keep.sum()) for keep in kept]
+    numbers = _numbers(lengths, kept[0].device)
+    row = Prompt(
+        torch.cat([p.states[:, keep] for p, keep in zip(prompts, kept, strict=True)], dim=1),
+        torch.cat([p.learned[:, keep] for p, keep in zip(prompts, kept, strict=True)], dim=1),
+        numbers[None],
+    )
+    texts, seen, rest, counts = [], [], [], []
+    for layout, keep, v in zip(layouts, kept, visible, strict=True):
+        text, image = layout.rotations.split([len(keep), layout.rotations.shape[1] - len(keep)], 1)
+        texts.append(text[:, keep])
+        seen.append(image[:, :v])
+        rest.append(image[:, v:])
+        counts.append(image.shape[1] - v)
+    owner = torch.cat(
+        [numbers, _numbers(visible, numbers.device), _numbers(counts, numbers.device)]
+    )
+    return row, Layout(torch.cat(texts + seen + rest, dim=1), owner[None], packed=True)
+
+
+def _numbers(counts: Sequence[int], device: torch.device) -> Tensor:
+    """0 counts[0] times, 1 counts[1] times, and so on."""
+    return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(device)
