@@ -91,23 +91,26 @@ class _NormaliseAndRotate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, scale: Tensor, rotations: Tensor) -> Tensor:  # type: ignore[override]
+        kind, x = x.dtype, x.to(scale.dtype)  # bfloat16 is too coarse for lengths and angles
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         inverse = length.square_().div_(x.shape[-1]).add_(EPSILON).rsqrt_()
         normal = x * inverse
         out = normal * scale
         _pairs(out).mul_(rotations)
-        ctx.save_for_backward(normal, inverse, scale, rotations)
-        return out
+        ctx.save_for_backward(normal.to(kind), inverse, scale, rotations)
+        return out.to(kind)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         normal, inverse, scale, rotations = ctx.saved_tensors
-        back = torch.view_as_real(_pairs(gradient.contiguous()) * rotations.conj()).flatten(-2)
+        gradient = gradient.to(scale.dtype).contiguous()
+        back = torch.view_as_real(_pairs(gradient) * rotations.conj()).flatten(-2)
         product = back * normal
         middle = tuple(range(product.dim() - scale.dim()))
         of_scale = product.sum(middle).sum_to_size(scale.shape)
         along = (product * scale).mean(-1, keepdim=True)
-        return back.mul_(scale).sub_(normal * along).mul_(inverse), of_scale, None
+        of_x = back.mul_(scale).sub_(normal * along).mul_(inverse)
+        return of_x.to(normal.dtype), of_scale, None
 
 
 EPSILON = 1e-6  # of the RMSNorm
@@ -120,7 +123,7 @@ def _pairs(x: Tensor) -> Tensor:
 def normalise_and_rotate(heads: Tensor, scale: Tensor, rotations: Tensor) -> Tensor:
     """RMSNorm of each head, times `scale`, then its rotation: what Q and K go through.
 
-    heads (B, N, 2, H, d) float32, scale (2, 1, d) learned, rotations (B or 1, N, d/2) unit
+    heads (B, N, 2, H, d), scale (2, 1, d) learned, rotations (B or 1, N, d/2) unit
     complex numbers that turn pairs of neighbouring channels.
     """
     return _NormaliseAndRotate.apply(heads, scale, rotations[:, :, None, None])

@@ -1,0 +1,320 @@
+"""`djepa plan`: what a scale costs before anything is trained.
+
+Parameters are counted on the meta device; operations by the formulas of components/model/flops.py;
+what a step keeps for its backward pass by running it on tensors that have a shape and no memory.
+The frozen encoders are left out of operations and memory.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from scipy.stats import truncnorm
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from components.errors import UserError
+from components.model import flops
+from components.model.build import build_network
+from components.model.djepa import DJEPA
+from components.model.network import Network
+from components.model.sampler import SamplerConfig
+from components.tokens.encoded import rung_size
+from components.training.batch import grouped
+from components.training.draw import draw_for
+from components.training.losses import losses
+from components.training.optim import Muon, optimizers
+
+GIB = 2**30
+DEPTHS = {"djepa": ("encoder_blocks", "predictor_blocks", "head_blocks"), "flow_dit": ("blocks",)}
+
+
+def plan(params: Mapping[str, Any], gpus: int) -> dict[str, Any]:
+    """Everything `djepa plan --json` prints.
+
+    Args:
+        params: the whole tree.
+        gpus: how many share a batch.
+
+    Raises:
+        UserError: settings that no network, tokeniser or rung fits.
+    """
+    channels, patch, text_width = widths(params)
+    with torch.device("meta"):
+        network = build_network(params["model"]["network"], channels, text_width, 0)
+    assumed, training = params["plan"], params["training"]
+    text = float(assumed["caption_tokens"])
+    peak = gpus * float(assumed["peak_flops"]) * float(assumed["utilisation"])
+    phases = {}
+    for phase in ("phase1", "phase2"):
+        shares = rung_shares(training[phase])
+        cost = sum(
+            share * image_flops(network, training, text, tokens_of(name, patch))
+            for name, share in shares.items()
+        )
+        images = int(training[phase]["images"])
+        phases[phase] = {
+            "images": images,
+            "flops_per_image": cost,
+            "images_per_second": peak / cost,
+            "days": images * cost / peak / 86400,
+        }
+    sampler = _sampler(params)
+    drawn = tokens_of(assumed["draw"], patch)
+    width, height = rung_size(assumed["draw"])
+    return {
+        "scale": params["scale"],
+        "gpus": gpus,
+        "parameters": parameters(network),
+        "train": phases,
+        "days": sum(phase["days"] for phase in phases.values()),
+        "draw": {
+            "size": f"{width}x{height}",
+            "tokens": drawn,
+            "flops_per_picture": flops.drawn_picture(network, text, drawn, sampler),
+        },
+        "memory": memory(params, gpus),
+        "cache": cache(params, channels, patch, text_width),
+        "assumed": dict(assumed),
+    }
+
+
+def widths(params: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Channels a token, pixels a token's side and width of a text state, by the parameters."""
+    tokenizer, text = params["model"]["tokenizer"], params["model"]["text"]
+    try:
+        return int(tokenizer["channels"]), int(tokenizer["patch"]), int(text["width"])
+    except KeyError as error:
+        raise UserError(
+            f"model.tokenizer or model.text lacks {error}: `djepa plan` needs it; add it in params/."
+        ) from error
+
+
+def tokens_of(size: str, patch: int) -> int:
+    """Image tokens of a size such as 32x24, in pixels."""
+    width, height = rung_size(size)
+    return math.ceil(width / patch) * math.ceil(height / patch)
+
+
+def parameters(network: Network) -> dict[str, int]:
+    """Trained parameters by part, their total, and those of the target encoder beside."""
+    counts = {
+        name: sum(p.numel() for p in part.parameters()) for name, part in network.named_children()
+    }
+    total = sum(p.numel() for p in network.parameters())
+    return {"total": total, **counts, "target_encoder": _target_size(network)}
+
+
+def _target_size(network: Network) -> int:
+    return sum(p.numel() for p in network.encoder.parameters()) if isinstance(network, DJEPA) else 0
+
+
+def hidden_share(mask: Mapping[str, float]) -> float:
+    """Mean of the truncated normal that hides tokens."""
+    mean, std, low, high = (float(mask[key]) for key in ("mean", "std", "low", "high"))
+    if std == 0 or low == high:
+        return min(max(mean, low), high)
+    return float(truncnorm.mean((low - mean) / std, (high - mean) / std, loc=mean, scale=std))
+
+
+def image_flops(
+    network: Network, training: Mapping[str, Any], text: float, tokens: float
+) -> float:
+    """A training image of so many tokens, at the mean share of hidden ones."""
+    tokens = min(tokens, float(training["most_tokens"]))
+    hidden = hidden_share(training["mask"]) * tokens
+    draws, jepa = int(training["flow_samples"]), float(training["jepa_weight"]) > 0
+    return flops.train_image(network, text, tokens, hidden, draws, jepa)
+
+
+def rung_shares(phase: Mapping[str, Any]) -> dict[str, float]:
+    """How often each rung of a phase is drawn: by the longer side's distribution, then evenly."""
+    size = {key: float(phase["size"][key]) for key in ("mean", "std", "low", "high")}
+    rungs = {name: max(rung_size(name)) for name in phase["rungs"]}
+    sides = sorted(set(rungs.values()))
+    bounds = [size["low"], *((a + b) / 2 for a, b in zip(sides, sides[1:], strict=False))]
+    bounds = [min(max(b, size["low"]), size["high"]) for b in bounds] + [size["high"]]
+    shares = {}
+    for place, side in enumerate(sides):
+        if size["std"] == 0:
+            nearest = min(sides, key=lambda s: abs(s - size["mean"]))
+            share = float(side == nearest)
+        else:
+            a, b = ((size[key] - size["mean"]) / size["std"] for key in ("low", "high"))
+            law = truncnorm(a, b, loc=size["mean"], scale=size["std"])
+            share = float(law.cdf(bounds[place + 1]) - law.cdf(bounds[place]))
+        members = [name for name, longer in rungs.items() if longer == side]
+        shares |= {name: share / len(members) for name in members}
+    return shares
+
+
+def saved_bytes(
+    settings: Mapping[str, Any],
+    training: Mapping[str, Any],
+    widths: tuple[int, int],
+    text: int,
+    side: tuple[int, int],
+) -> int:
+    """Bytes that one picture's losses keep for the backward pass, weights left out.
+
+    settings: params.model.network; widths: channels and text width; side (W, H) in tokens.
+    """
+    channels, text_width = widths
+    with FakeTensorMode():
+        network = build_network(settings, channels, text_width, 0)
+        other = build_network(settings, channels, text_width, 0)
+        target = other.encoder if isinstance(other, DJEPA) else None
+        if float(training["jepa_weight"]) == 0:
+            target = None
+        tokens = torch.randn(1, side[0] * side[1], channels)
+        draw = draw_for(tokens, training, torch.Generator())
+        states, mask = torch.randn(1, text, text_width), torch.ones(1, text, dtype=torch.bool)
+        own = {
+            p.untyped_storage()._cdata for n in (network, other) for p in n.parameters()
+        }
+        kept: dict[int, torch.UntypedStorage] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in own:
+                kept[storage._cdata] = storage
+            return tensor
+
+        half = training["precision"] == "bfloat16"
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x),
+            torch.autocast("cpu", torch.bfloat16, enabled=half),
+        ):
+            batch = grouped(network, tokens, states, mask, side, draw)
+            losses(network, target, batch, float(training["jepa_beta"]))
+        return sum(storage.nbytes() for storage in kept.values())
+
+
+def activation_bytes(params: Mapping[str, Any], phase: str) -> int:
+    """Bytes a picture of the phase's largest rung keeps for the backward pass.
+
+    Blocks of one kind keep alike, so shallow networks tell what deep ones keep. With activation
+    checkpointing a block keeps its input only, and one block at a time the rest.
+    """
+    channels, patch, text_width = widths(params)
+    training = dict(params["training"])
+    # The share of hidden tokens is that of the mean, not drawn.
+    share = hidden_share(training["mask"])
+    training["mask"] = {"mean": share, "std": 0.0, "low": 0.0, "high": 1.0}
+    width, height = max((rung_size(n) for n in training[phase]["rungs"]), key=math.prod)
+    side = (math.ceil(width / patch), math.ceil(height / patch))
+    text = int(params["plan"]["caption_tokens"])
+    settings = dict(params["model"]["network"])
+    depths = DEPTHS[settings["kind"]]
+
+    def kept(**changes: int) -> int:
+        shallow = settings | dict.fromkeys(depths, 2) | changes
+        return saved_bytes(shallow, training, (channels, text_width), text, side)
+
+    least = kept()
+    each = {name: kept(**{name: 3}) - least for name in depths}
+    if training["checkpointing"] == "none":
+        return least + sum(each[name] * (int(settings[name]) - 2) for name in depths)
+    blocks = [name for name in depths if name != "head_blocks"]
+    tokens = min(math.prod(side), int(training["most_tokens"])) + text
+    number = 2 if training["precision"] == "bfloat16" else 4
+    inputs = tokens * int(settings["width"]) * number
+    outside = least - sum(2 * each[name] for name in blocks)
+    outside += sum(each[n] * (int(settings[n]) - 2) for n in depths if n not in blocks)
+    return (
+        outside
+        + sum(int(settings[name]) for name in blocks) * inputs
+        + max(each[name] for name in blocks)
+    )
+
+
+def memory(params: Mapping[str, Any], gpus: int) -> dict[str, Any]:
+    """Bytes on each GPU by part, for the phase that needs most, and what batch would fit.
+
+    Under `shard` (FSDP2) weights, gradients, averages and the optimiser's state are divided among
+    the GPUs; two blocks' weights are gathered at a time.
+    """
+    channels, _, text_width = widths(params)
+    training = params["training"]
+    with torch.device("meta"):
+        network = build_network(params["model"]["network"], channels, text_width, 0)
+    count = sum(p.numel() for p in network.parameters())
+    jepa = float(training["jepa_weight"]) > 0
+    fixed = {
+        "weights": 4 * count,
+        "gradients": 4 * count,
+        "optimizer": optimizer_bytes(network, training["optimizer"]),
+        "ema": 4 * count,
+        "target_encoder": 4 * _target_size(network) if jepa else 0,
+    }
+    sharded = training["sharding"] == "shard"
+    number = 2 if training["precision"] == "bfloat16" else 4
+    if sharded:
+        fixed = {name: size // gpus for name, size in fixed.items()}
+        fixed["gathered"] = 2 * number * max(_block_sizes(network))
+    elif training["precision"] == "bfloat16":
+        fixed["gathered"] = 2 * count  # autocast's copies of the weights
+    if not sharded and gpus > 1:
+        fixed["gradients"] *= 2  # and the buckets that are exchanged
+    result: dict[str, Any] = {"sharding": training["sharding"], "per_gpu": {}, "phases": {}}
+    for phase in ("phase1", "phase2"):
+        images = phase_batch(training[phase])
+        mine = math.ceil(images / gpus)
+        each = activation_bytes(params, phase)
+        total = sum(fixed.values()) + mine * each
+        room = float(params["plan"]["memory"]) * GIB - sum(fixed.values())
+        result["phases"][phase] = {
+            "images_per_gpu": mine,
+            "activations_per_image": each,
+            "activations": mine * each,
+            "total": total,
+            "images_that_fit": max(int(room // each), 0),
+        }
+    worst = max(result["phases"].values(), key=lambda entry: entry["total"])
+    result["per_gpu"] = fixed | {"activations": worst["activations"], "total": worst["total"]}
+    return result
+
+
+def phase_batch(phase: Mapping[str, Any]) -> int:
+    """Images of a batch at the phase's largest rung: larger pictures come in smaller batches."""
+    areas = [math.prod(rung_size(name)) for name in phase["rungs"]]
+    return max(1, round(int(phase["batch"]) * areas[0] / max(areas)))
+
+
+def optimizer_bytes(network: Network, settings: Mapping[str, Any]) -> int:
+    """Two moments a parameter for AdamW, one for Muon."""
+    total = 0
+    for optimizer in optimizers(network, dict(settings)):
+        moments = 1 if isinstance(optimizer, Muon) else 2
+        total += sum(4 * moments * p.numel() for g in optimizer.param_groups for p in g["params"])
+    return total
+
+
+def _block_sizes(network: nn.Module) -> list[int]:
+    lists = [m for m in network.modules() if isinstance(m, nn.ModuleList)]
+    return [sum(p.numel() for p in block.parameters()) for blocks in lists for block in blocks]
+
+
+def cache(
+    params: Mapping[str, Any], channels: int, patch: int, text_width: int
+) -> dict[str, Any]:
+    """Bytes of cached latents and text states, bfloat16, were every picture in every rung."""
+    assumed = params["plan"]
+    samples = assumed["samples"] or params["data"]["raw"]["pictures"]
+    training = params["training"]
+    rungs = {name for phase in ("phase1", "phase2") for name in training[phase]["rungs"]}
+    latents = sum(2 * channels * tokens_of(name, patch) for name in rungs)
+    text = 2 * text_width * int(assumed["caption_tokens"])
+    return {
+        "samples": int(samples),
+        "rungs": len(rungs),
+        "latents_per_sample": latents,
+        "text_per_sample": text,
+        "total": int(samples) * (latents + text),
+    }
+
+
+def _sampler(params: Mapping[str, Any]) -> SamplerConfig:
+    settings = params["evaluation"]["sampler"]
+    return SamplerConfig(**{name: settings[name] for name in SamplerConfig.__dataclass_fields__})
