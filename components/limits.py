@@ -50,10 +50,15 @@ LIMITS: dict[str, Limit] = {
     "model.network.mlp_ratio": POSITIVE,
     "model.network.reference_grid": POSITIVE,
     "model.network.rope_base": POSITIVE,
-    "model.tokenizer.*": COUNT,
+    "model.tokenizer.patch": COUNT,
+    "model.tokenizer.channels": COUNT,
+    "model.tokenizer.tile": COUNT,
     "model.text.length": COUNT,
     "model.text.width": COUNT,
     "model.encode.most_cropped": SHARE,
+    "model.encode.batch_pixels": COUNT,
+    "model.encode.captions": COUNT,
+    "model.encode.decoded": NATURAL,
     "training.phase*.images": COUNT,
     "training.phase*.batch": COUNT,
     "training.flow_samples": COUNT,
@@ -97,6 +102,15 @@ LIMITS: dict[str, Limit] = {
 }
 
 
+# Parameters that are one of a few words.
+WORDS: dict[str, tuple[str, ...]] = {
+    "data.encode": ("cached", "online"),
+    "model.tokenizer.kind": ("patches", "sd3"),
+    "model.text.kind": ("words", "minilm", "t5"),
+    "model.text.precision": ("float32", "bfloat16"),
+}
+
+
 def numbers(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The tree's leaves by dotted name."""
     leaves: dict[str, Any] = {}
@@ -115,7 +129,7 @@ def check(params: Mapping[str, Any]) -> None:
         params: the whole of params.yaml.
 
     Raises:
-        UserError: a number outside its limit, or a round or model named that there is none of.
+        UserError: a number outside its limit, an unknown word, or a round or model named that there is none of.
     """
     for name, value in numbers(params).items():
         for pattern, limit in LIMITS.items():
@@ -124,6 +138,11 @@ def check(params: Mapping[str, Any]) -> None:
                     f"{name} is {value!r}: set it to {limit.words}, in params/ or with "
                     f"`djepa compose {name}=VALUE`."
                 )
+        if name in WORDS and value not in WORDS[name]:
+            raise UserError(
+                f"{name} is {value!r}: set it to {' or '.join(WORDS[name])}, in params/ or with "
+                f"`djepa compose {name}=VALUE`."
+            )
     _check_rounds(params)
 
 

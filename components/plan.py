@@ -82,13 +82,10 @@ def plan(params: Mapping[str, Any], gpus: int) -> dict[str, Any]:
 
 def widths(params: Mapping[str, Any]) -> tuple[int, int, int]:
     """Channels a token, pixels a token's side and width of a text state, by the parameters."""
-    tokenizer, text = params["model"]["tokenizer"], params["model"]["text"]
-    try:
-        return int(tokenizer["channels"]), int(tokenizer["patch"]), int(text["width"])
-    except KeyError as error:
-        raise UserError(
-            f"model.tokenizer or model.text lacks {error}: `djepa plan` needs it; add it in params/."
-        ) from error
+    model, assumed = params["model"], params["plan"]
+    tokenizer = assumed["tokenizers"].get(model["tokenizer"]["kind"], model["tokenizer"])
+    width = assumed["text_widths"].get(model["text"]["kind"], model["text"].get("width"))
+    return int(tokenizer["channels"]), int(tokenizer["patch"]), int(width)
 
 
 def tokens_of(size: str, patch: int) -> int:

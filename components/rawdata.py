@@ -29,6 +29,11 @@ def _record() -> dict[str, Any]:
     return yaml.safe_load(RECORD.read_text()) if RECORD.exists() else {}
 
 
+def _world(params: Mapping[str, Any]) -> str:
+    """Hash of what the pictures are drawn from; how they are encoded later is none of it."""
+    return hash_of({name: value for name, value in params["data"].items() if name != "encode"})
+
+
 def _dvc(*arguments: str) -> subprocess.CompletedProcess[str]:
     answer = subprocess.run(
         [sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True
@@ -64,7 +69,7 @@ def draw_data(params: Mapping[str, Any], tracker: Tracker, accept: bool = False)
     """
     from components.scenes.raw import write_raw
 
-    world = hash_of(params["data"])
+    world = _world(params)
     before = _record()
     meta = before.get("meta", {})
     if DATA.is_dir() and not accept and meta.get("world") == world:
@@ -112,7 +117,7 @@ def check_recorded(params: Mapping[str, Any]) -> None:
     """
     record = _record()
     meta = record.get("meta", {})
-    if meta.get("world") != hash_of(params["data"]):
+    if meta.get("world") != _world(params):
         raise UserError(
             f"{DATA}/ was drawn from other parameters than params.yaml has under `data`: "
             f"run `djepa data` first, then `dvc repro` again."

@@ -53,9 +53,14 @@ def params():
         },
         "curation": {"limits": {"picture_bytes": 10**7, "text_bytes": 10**5, "pixels": 10**7}},
         "model": {
-            "tokenizer": {"patch": 4, "channels": 8},
+            "tokenizer": {"kind": "patches", "patch": 4, "channels": 8},
             "text": {"kind": "words", "length": 16, "width": 32},
-            "encode": {"most_cropped": 0.2},
+            "encode": {
+                "most_cropped": 0.2,
+                "batch_pixels": 65536,
+                "captions": 128,
+                "decoded": 100,
+            },
         },
         "training": {
             "phase1": phase,

@@ -92,4 +92,4 @@ def test_bad_input_is_said_in_a_sentence(tmp_path):
     with pytest.raises(UserError, match="run the stage encode"):
         EncodedSet.open(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"text\.kind"):
-        TextEncoder.from_config({"kind": "t5"})
+        TextEncoder.from_config({"kind": "elmo"})

@@ -74,6 +74,7 @@ def tiny_config(channels: int, text_width: int) -> DJEPAConfig:
 def tiny_params() -> dict[str, Any]:
     return {
         "seed": 0,
+        "data": {"encode": "cached"},
         "model": {
             "network": {
                 "kind": "djepa",
@@ -89,9 +90,14 @@ def tiny_params() -> dict[str, Any]:
                 "reference_grid": 8,
                 "rope_base": 100.0,
             },
-            "tokenizer": {"patch": 4, "channels": 12},
+            "tokenizer": {"kind": "patches", "patch": 4, "channels": 12},
             "text": {"kind": "words", "length": 16, "width": 24},
-            "encode": {"most_cropped": 0.1},
+            "encode": {
+                "most_cropped": 0.1,
+                "batch_pixels": 65536,
+                "captions": 128,
+                "decoded": 100,
+            },
         },
         "training": {
             "workers": 2,

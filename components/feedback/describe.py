@@ -21,7 +21,7 @@ BATCH = 256
 def mean_state(states: Tensor, mask: Tensor) -> np.ndarray:
     """Mean (B, E) of the text states (B, L, E) that are no padding (mask (B, L))."""
     weights = mask.float()[..., None]
-    return ((states.float() * weights).sum(1) / weights.sum(1).clamp_min(1)).numpy()
+    return ((states.float() * weights).sum(1) / weights.sum(1).clamp_min(1)).cpu().numpy()
 
 
 def texts(pipe: Any, prompts: Sequence[str]) -> np.ndarray:
@@ -48,7 +48,7 @@ def encode_images(pipe: Any, images: Sequence[Image.Image]) -> Tensor:
     """Latents (B, C, h, w), on the CPU, of pictures of one size by the pipeline's tokeniser."""
     pixels = torch.from_numpy(np.stack([np.asarray(i.convert("RGB")) for i in images]))
     pixels = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
-    return pipe.tokenizer.encode(pixels.to(pipe.tokenizer.mean.device)).cpu()
+    return pipe.tokenizer.encode(pixels.to(pipe.tokenizer.device)).cpu()
 
 
 def samples(encoded: Any, ids: np.ndarray) -> np.ndarray:

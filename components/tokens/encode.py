@@ -1,28 +1,36 @@
-"""The stage encode: curated shards to latents a rung and text states."""
+"""The stage encode: curated shards to latents a rung and text states, or to what makes them."""
 
-import io
-import tarfile
-from collections import defaultdict
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
-from PIL import Image
-from safetensors.torch import save_file
-from torch import Tensor
 
 from components.errors import UserError
 from components.files import atomic_folder, write_json
 from components.progress import Progress
-from components.tokens.encoded import EncodedSet, rung_size
+from components.tokens.encoded import SOURCE, EncodedSet
+from components.tokens.online import PLACES
+from components.tokens.pictures import CuratedPictures, locate, read_manifest
+from components.tokens.rungs import as_tensor, fitted, phase_rungs, reaching
+from components.tokens.stream import TensorStream
 from components.tokens.text import TextEncoder
-from components.tokens.tokenizer import PatchTokenizer
+from components.tokens.tokenizer import ImageTokenizer, PatchTokenizer
 from components.tracking import Tracker
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+WINDOW = 32  # batches of captions held at a time
+
+
+@dataclass
+class Batch:
+    """Pictures of one rung: their place among the rung's rows and their pixels (B, H, W, 3)."""
+
+    rung: str
+    places: np.ndarray
+    pixels: np.ndarray
 
 
 def encode(
@@ -30,168 +38,158 @@ def encode(
 ) -> None:
     """Encode curated shards into `out` (see `EncodedSet`) and write figures to `metrics_out`.
 
-    The rungs are those of both training phases. A picture reaches a rung if it is at least as
-    large and a centre crop to the rung's aspect takes away at most `model.encode.most_cropped` of
-    it; then it is cropped and reduced, never enlarged. Raises UserError for an unreadable set,
-    a manifest and shards that do not agree, or rungs that do not fit the tokeniser's patch.
+    The rungs are those of both training phases; which pictures reach one, see `reaching`. With
+    `data.encode: online` no picture and no caption is encoded (the tokeniser `patches` is
+    fitted, though). Beside the files being written, memory holds the manifest and one batch a
+    rung, whatever the number of pictures. Raises UserError for an unreadable set, a manifest and
+    shards that do not agree, rungs that do not fit the tokeniser, or weights that are not here.
     """
-    model = params["model"]
-    patch = int(model["tokenizer"]["patch"])
-    phases = (params["training"]["phase1"], params["training"]["phase2"])
-    rungs = {name: rung_size(name) for phase in phases for name in phase["rungs"]}
-    for name, (width, height) in rungs.items():
-        if width % patch or height % patch:
-            raise UserError(
-                f"The rung {name} in params.training is not a multiple of the tokeniser's patch "
-                f"of {patch} pixels (model.tokenizer.patch)."
-            )
-    manifest = read_manifest(Path(curated))
-    pixels: dict[str, list[np.ndarray]] = defaultdict(list)
-    rows: dict[str, list[int]] = defaultdict(list)
-    progress = Progress("encode", len(manifest), "pictures")
-    identity = {key: row for row, key in enumerate(manifest["key"])}
-    seen = np.zeros(len(manifest), bool)
-    for key, data in read_pictures(Path(curated), manifest):
-        row = identity[key]
-        for name, picture in to_rungs(data, key, rungs, float(model["encode"]["most_cropped"])):
-            pixels[name].append(picture)
-            rows[name].append(row)
-        seen[row] = True
-        progress.at(int(seen.sum()))
-    if not seen.all():
-        missing = manifest["key"][~seen].tolist()
-        raise UserError(
-            f"{len(missing)} pictures of {curated}/manifest.parquet are in no shard, "
-            f"{missing[0]} the first; run the stage curate again."
-        )
-    empty = [name for name in rungs if not rows[name]]
+    curated, out, settings = Path(curated), Path(out), params["model"]["encode"]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = ImageTokenizer.from_config(params["model"]["tokenizer"]).to(device)
+    text = TextEncoder.from_config(dict(params["model"]["text"])).to(device)
+    rungs = phase_rungs(params, tokenizer.patch)
+    manifest = read_manifest(curated)
+    places = locate(curated, manifest)
+    pictures = CuratedPictures(curated, manifest, places)
+    cropped = float(settings["most_cropped"])
+    rows = {
+        name: reaching(pictures.widths, pictures.heights, size, cropped)
+        for name, size in rungs.items()
+    }
+    empty = [name for name in rungs if not len(rows[name])]
     if empty:
         raise UserError(
             f"No picture of {curated} reaches the rungs {', '.join(empty)}; take them out of "
             "params.training or curate larger pictures."
         )
-    tokenizer = PatchTokenizer(patch, int(model["tokenizer"]["channels"]))
-    images = {name: as_tensor(np.stack(pixels.pop(name))) for name in rungs}
-    kept = tokenizer.fit([images[name] for name in phases[0]["rungs"]])
-    text = TextEncoder.from_config(dict(model["text"]))
-    with atomic_folder(Path(out)) as target:
-        (target / "latents").mkdir()
-        error = {}
-        for name in rungs:
-            latents, squares = [], 0.0
-            for chunk in images[name].split(512):
-                latents.append(tokenizer.encode(chunk))
-                squares += float(
-                    (tokenizer.decode(latents[-1]) - chunk).square().mean(dim=(1, 2, 3)).sum()
-                )
-            error[name] = squares / len(images[name])
-            # Rows in ascending order, whatever the shards' order was.
-            order = torch.tensor(rows[name]).argsort()
-            save_file(
-                {
-                    "latents": torch.cat(latents)[order].bfloat16().contiguous(),
-                    "rows": torch.tensor(rows[name])[order].contiguous(),
-                },
-                target / "latents" / f"{name}.safetensors",
-            )
-        save_file(encode_text(text, manifest["caption"].tolist()), target / "text.safetensors")
+    reached = np.unique(np.concatenate(list(rows.values())))
+    summary: dict[str, Any] = {
+        "pictures": len(manifest),
+        "in_no_rung": len(manifest) - len(reached),
+        "rungs": {name: len(rows[name]) for name in rungs},
+    }
+    batch_pixels = int(settings["batch_pixels"])
+    if isinstance(tokenizer, PatchTokenizer):
+        first = {name: rungs[name] for name in params["training"]["phase1"]["rungs"]}
+        batches = _batches("fit tokeniser", pictures, first, rows, batch_pixels)
+        kept = tokenizer.fit(as_tensor(batch.pixels).to(device) for batch in batches)
+        summary["variance_kept"] = kept
+    with atomic_folder(out) as target:
         manifest.to_parquet(target / "index.parquet", index=False)
         tokenizer.save_pretrained(target / "tokenizer")
         text.save_pretrained(target / "text_encoder")
-        reached = np.zeros(len(manifest), bool)
-        for name in rungs:
-            reached[rows[name]] = True
-        summary: dict[str, Any] = {
-            "pictures": len(manifest),
-            "in_no_rung": int((~reached).sum()),
-            "rungs": {name: len(rows[name]) for name in rungs},
-            "variance_kept": kept,
-            "pixel_mse": error,  # of pixels in [−1, 1]
-        }
-    EncodedSet.open(Path(out))
+        if params["data"]["encode"] == "online":
+            places.to_parquet(target / PLACES, index=False)
+            beside = os.path.relpath(curated.resolve(), out.resolve())
+            source = {"curated": beside, "rungs": list(rungs), "most_cropped": cropped}
+            write_json(target / SOURCE, source)
+        else:
+            batches = _batches("encode", pictures, rungs, rows, batch_pixels)
+            decoded = int(settings["decoded"])
+            summary["pixel_mse"] = _write_latents(
+                target / "latents", tokenizer, rungs, rows, batches, decoded
+            )
+            captions = manifest["caption"].tolist()
+            write_text(target / "text.safetensors", text, captions, int(settings["captions"]))
+    pictures.close()
+    EncodedSet.open(out)
     write_json(metrics_out, summary)
-    tracker.log_metrics(
-        {
-            "encode/pictures": len(manifest),
-            "encode/in_no_rung": int((~reached).sum()),
-            "encode/variance_kept": kept,
-        }
-    )
+    figures = {k: v for k, v in summary.items() if not isinstance(v, dict)}
+    tracker.log_metrics({f"encode/{name}": value for name, value in figures.items()})
 
 
-def read_manifest(curated: Path) -> pd.DataFrame:
-    """The curated set's manifest, sorted by key. UserError when missing, empty or damaged."""
-    path = curated / "manifest.parquet"
+def _batches(
+    words: str,
+    pictures: CuratedPictures,
+    rungs: Mapping[str, tuple[int, int]],
+    rows: Mapping[str, np.ndarray],
+    batch_pixels: int,
+) -> Iterator[Batch]:
+    """Batches of at most `batch_pixels` pixels, each picture read once for all its rungs."""
+    reached = np.unique(np.concatenate([rows[name] for name in rungs]))
+    wanted = np.zeros(len(pictures.keys), bool)
+    wanted[reached] = True
+    held: dict[str, tuple[list[int], list[np.ndarray]]] = {name: ([], []) for name in rungs}
+    progress = Progress(words, len(reached), "pictures")
+    order = pictures.in_file_order()
+    for number, row in enumerate(order[wanted[order]]):
+        pixels = pictures.pixels(int(row))
+        for name, size in rungs.items():
+            place = int(np.searchsorted(rows[name], row))
+            if place == len(rows[name]) or rows[name][place] != row:
+                continue
+            places, images = held[name]
+            places.append(place)
+            images.append(fitted(pixels, size))
+            if len(places) >= max(1, batch_pixels // (size[0] * size[1])):
+                yield Batch(name, np.array(places), np.stack(images))
+                held[name] = ([], [])
+        progress.at(number + 1)
+    for name, (places, images) in held.items():
+        if places:
+            yield Batch(name, np.array(places), np.stack(images))
+
+
+@torch.no_grad()
+def _write_latents(
+    folder: Path,
+    tokenizer: ImageTokenizer,
+    rungs: Mapping[str, tuple[int, int]],
+    rows: Mapping[str, np.ndarray],
+    batches: Iterable[Batch],
+    decoded: int,
+) -> dict[str, float]:
+    """Write a file a rung; gives the mean square error of pixels in [−1, 1] by rung.
+
+    The error is that of the rung's first `decoded` pictures, decoded again.
+    """
+    folder.mkdir()
+    files = {}
+    for name, (width, height) in rungs.items():
+        shape = (tokenizer.channels, height // tokenizer.patch, width // tokenizer.patch)
+        path = folder / f"{name}.safetensors"
+        files[name] = TensorStream(path, "latents", shape, "rows", len(rows[name]))
+    squares, counts = dict.fromkeys(rungs, 0.0), dict.fromkeys(rungs, 0)
     try:
-        manifest = pd.read_parquet(path)
-        manifest = manifest.sort_values("key", kind="stable").reset_index(drop=True)
-        manifest[["shard", "caption"]]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} cannot be read ({error}); run the stage curate again.") from error
-    if manifest.empty or manifest["key"].duplicated().any():
-        raise UserError(f"{path} is empty or names a key twice; run the stage curate again.")
-    return manifest
+        for batch in batches:
+            images = as_tensor(batch.pixels).to(tokenizer.device)
+            latents = tokenizer.encode(images)
+            for place, each in zip(batch.places.tolist(), latents.cpu(), strict=True):
+                files[batch.rung].write(place, each[None])
+            some = min(len(images), decoded - counts[batch.rung])
+            if some > 0:
+                errors = (tokenizer.decode(latents[:some]) - images[:some]).square()
+                squares[batch.rung] += float(errors.mean(dim=(1, 2, 3)).sum())
+                counts[batch.rung] += some
+        for name, file in files.items():
+            file.finish(rows[name])
+    finally:
+        for file in files.values():
+            file.close()
+    return {name: squares[name] / max(counts[name], 1) for name in rungs}
 
 
-def read_pictures(curated: Path, manifest: pd.DataFrame) -> Iterator[tuple[str, bytes]]:
-    """Key and bytes of each picture of the manifest, read shard by shard, nothing unpacked."""
-    wanted = set(manifest["key"])
-    for path in sorted(curated.glob("*.tar")):
-        try:
-            with tarfile.open(path) as shard:
-                for member in shard:
-                    key, dot, extension = Path(member.name).name.partition(".")
-                    if not member.isfile() or key not in wanted or dot + extension not in PICTURES:
-                        continue
-                    file = shard.extractfile(member)
-                    assert file is not None
-                    yield key, file.read()
-        except (tarfile.TarError, OSError, EOFError) as error:
-            raise UserError(
-                f"The shard {path} is damaged ({error}); run the stage curate again."
-            ) from error
+def write_text(path: Path, encoder: TextEncoder, captions: list[str], batch: int) -> None:
+    """Write the token states of all captions end to end (T, D), and offsets (n + 1,) into them.
 
-
-def to_rungs(
-    data: bytes, key: str, rungs: dict[str, tuple[int, int]], most_cropped: float
-) -> Iterator[tuple[str, np.ndarray]]:
-    """The rungs that a picture reaches, each with its pixels (H, W, 3) uint8."""
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            picture = opened.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"The picture {key} cannot be read ({error}); run the stage curate again."
-        ) from error
-    width, height = picture.size
-    for name, (w, h) in rungs.items():
-        scale = min(width / w, height / h)
-        crop_w, crop_h = w * scale, h * scale
-        if scale < 1 or 1 - crop_w * crop_h / (width * height) > most_cropped:
-            continue
-        left, top = (width - crop_w) / 2, (height - crop_h) / 2
-        box = (left, top, left + crop_w, top + crop_h)
-        yield name, np.asarray(picture.resize((w, h), Image.Resampling.BOX, box=box))
-
-
-def as_tensor(pixels: np.ndarray) -> Tensor:
-    """(B, H, W, 3) uint8 to (B, 3, H, W) in [−1, 1]."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def encode_text(encoder: TextEncoder, captions: list[str]) -> dict[str, Tensor]:
-    """Token states of all captions end to end, bfloat16 (T, D), and offsets (n + 1,) into them."""
-    distinct = sorted(set(captions), key=len)  # batches of like length
-    states: dict[str, Tensor] = {}
-    progress = Progress("encode text", len(distinct), "captions")
-    for start in range(0, len(distinct), 128):
-        batch = distinct[start : start + 128]
-        encoded, mask = encoder.encode(batch)
-        for caption, each, length in zip(batch, encoded, mask.sum(1).tolist(), strict=True):
-            states[caption] = each[:length].bfloat16()
-        progress.at(start + len(batch))
-    lengths = torch.tensor([0] + [len(states[caption]) for caption in captions])
-    return {
-        "states": torch.cat([states[caption] for caption in captions]).contiguous(),
-        "offsets": lengths.cumsum(0),
-    }
+    A window of captions at a time: its distinct ones are encoded once, in batches of like
+    length.
+    """
+    offsets = np.zeros(len(captions) + 1, np.int64)
+    progress = Progress("encode text", len(captions), "captions")
+    with TensorStream(path, "states", (encoder.width,), "offsets", len(offsets)) as file:
+        for start in range(0, len(captions), WINDOW * batch):
+            window = captions[start : start + WINDOW * batch]
+            distinct = sorted(set(window), key=len)
+            states: dict[str, torch.Tensor] = {}
+            for first in range(0, len(distinct), batch):
+                some = distinct[first : first + batch]
+                encoded, mask = encoder.encode(some)
+                for caption, each, length in zip(some, encoded, mask.sum(1).tolist(), strict=True):
+                    states[caption] = each[:length].bfloat16().cpu()
+            for number, caption in enumerate(window, start):
+                file.write(int(offsets[number]), states[caption])
+                offsets[number + 1] = offsets[number] + len(states[caption])
+            progress.at(start + len(window))
+        file.finish(offsets)

