@@ -78,6 +78,23 @@ def generate(
 
 
 @app.command()
+def plan(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="NAME=VALUE …, on top of the standing choice")
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="How many share a batch")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON")] = False,
+) -> None:
+    """Say what a scale costs: parameters, operations, memory, cache, images a second, days."""
+    from components.compose import composed
+    from components.plan import plan as plan_for
+    from components.plan import text
+
+    found = plan_for(composed(overrides or []), gpus)
+    print(json.dumps(found, indent=2) if as_json else text(found))
+
+
+@app.command()
 def curate(
     source: Annotated[Path, typer.Argument(help="Folder of webdataset shards, as img2dataset's")],
     out: Annotated[Path, typer.Argument(help="Folder for the curated shards, manifest, report")],

@@ -122,6 +122,17 @@ def _select(root: Path, overrides: Sequence[str]) -> None:
         temporary.write_text(HEADER + body)
 
 
+def composed(overrides: Sequence[str], root: Path = Path()) -> dict[str, Any]:
+    """The parameters with these overrides on top of the standing choice; nothing is written.
+
+    Raises:
+        UserError: as `compose`.
+    """
+    params = yaml.safe_load(_composed(root / TREE, list(overrides)))
+    check(params)
+    return params
+
+
 def is_stale(root: Path = Path()) -> bool:
     """Whether params.yaml is not what params/ composes to."""
     return _composed(root / TREE, []) != (root / PARAMS).read_text()

@@ -315,3 +315,39 @@ def cache(
 def _sampler(params: Mapping[str, Any]) -> SamplerConfig:
     settings = params["evaluation"]["sampler"]
     return SamplerConfig(**{name: settings[name] for name in SamplerConfig.__dataclass_fields__})
+
+
+def text(found: Mapping[str, Any]) -> str:
+    """A plan as a person reads it."""
+    memory, draw, cached = found["memory"], found["draw"], found["cache"]
+    lines = [f"scale {found['scale']} on {found['gpus']} GPU(s)", "", "parameters, millions"]
+    lines += [f"  {name:<16}{count / 1e6:12.2f}" for name, count in found["parameters"].items()]
+    lines += ["", "training           images   GFLOP/image    images/s       days"]
+    for name, phase in found["train"].items():
+        lines.append(
+            f"  {name:<12}{phase['images']:12,}{phase['flops_per_image'] / 1e9:14.2f}"
+            f"{phase['images_per_second']:12.1f}{phase['days']:11.2f}"
+        )
+    assumed = found["assumed"]
+    lines += [
+        f"  at {assumed['utilisation']:.0%} of {assumed['peak_flops'] / 1e12:.0f} TFLOP/s a GPU, "
+        f"captions of {assumed['caption_tokens']} tokens",
+        "",
+        f"a picture of {draw['size']} px, {draw['tokens']} tokens: "
+        f"{draw['flops_per_picture'] / 1e9:.2f} GFLOP",
+        "",
+        f"memory a GPU, GiB ({memory['sharding']})",
+    ]
+    lines += [f"  {name:<16}{size / GIB:12.3f}" for name, size in memory["per_gpu"].items()]
+    for name, phase in memory["phases"].items():
+        lines.append(
+            f"  {name}: {phase['images_per_gpu']} images of the largest size at once; "
+            f"{assumed['memory']} GiB hold {phase['images_that_fit']}"
+        )
+    lines += [
+        "",
+        f"cache of {cached['samples']:,} samples in {cached['rungs']} sizes: "
+        f"{cached['total'] / GIB:,.2f} GiB (text {cached['text_per_sample'] / 1024:.1f} KiB, "
+        f"latents {cached['latents_per_sample'] / 1024:.1f} KiB a sample)",
+    ]
+    return "\n".join(lines)
