@@ -36,7 +36,7 @@ class View:
         return self._rows[rung]
 
 
-def make(view, critic=None, seed=0, size=None, rungs=None, **feedback):
+def make(view, critic=None, seed=0, size=None, rungs=None, packs=False, **feedback):
     params = {
         "training": {
             "phase1": {
@@ -54,7 +54,7 @@ def make(view, critic=None, seed=0, size=None, rungs=None, **feedback):
         }
         | feedback,
     }
-    return StatisticalSampler(view, params, "phase1", seed, critic)
+    return StatisticalSampler(view, params, "phase1", seed, critic, packs)
 
 
 def draw(sampler, samples):
@@ -195,6 +195,34 @@ def test_state_has_a_bounded_size():
         state = sampler.state_dict()
         sizes.append(len(state["pending"]) + sum(map(len, state["queues"])))
     assert max(sizes) < 2000
+
+
+def test_a_pack_holds_the_tokens_of_a_batch_in_all_sizes_and_goes_on_exactly():
+    view = View()
+    sampler, shares, areas = make(view, packs=True), dict.fromkeys(view.rungs, 0), []
+    for _ in range(150):
+        pack = sampler.next_pack()
+        area = sum(np.prod(view.rungs[rung]) * len(ids) for rung, ids in pack)
+        assert 0 < area <= 16 * 32 * 32
+        areas.append(area)
+        for rung, ids in pack:
+            assert np.isin(ids, view.rows(rung)).all()
+            shares[rung] += len(ids)
+    # Nothing is padded: less than one largest picture of the budget is left over.
+    assert min(areas) > 16 * 32 * 32 - 48 * 48
+    # Sizes follow trunc_norm as they do in batches of one rung.
+    other = make(view, seed=1)
+    draw(other, sum(shares.values()))
+    square = other.report()["rungs"]["32x32"] / sum(other.report()["rungs"].values())
+    assert shares["32x32"] / sum(shares.values()) == pytest.approx(square, abs=0.03)
+    again = make(view, seed=99, packs=True)
+    again.load_state_dict(json.loads(json.dumps(sampler.state_dict())))
+    for _ in range(5):
+        for (rung, ids), (rung_2, ids_2) in zip(
+            sampler.next_pack(), again.next_pack(), strict=True
+        ):
+            assert rung == rung_2 and (ids == ids_2).all()
+    assert len(sampler.order) == sum(map(len, sampler.queues)) < 2000
 
 
 def test_state_of_another_set_is_refused():

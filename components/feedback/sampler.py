@@ -11,11 +11,12 @@ Paper, section 3.1. Each accepted sample goes through, in this order:
 
 Accepted samples wait in one queue a rung; a full queue is a batch. So sizes follow
 trunc_norm exactly whatever the notions and the critic discard, and a batch has one rung.
+A pack takes samples of all rungs as they were accepted, up to the area of such a batch.
 Candidates are drawn in blocks, and the statistics are those of the batches handed out.
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -91,7 +92,8 @@ class StatisticalSampler:
     phase's first rung: a larger rung gets fewer by its area, so that the number of tokens
     in a batch stays the same); of `feedback` `sampling`, `coin`, `discard`, `tempering`,
     `most_dropped`. `critic_scores` (n,) is each sample's probability that the model does
-    it well already, or None. Raises UserError for settings that cannot be met.
+    it well already, or None. Batches come from `next_batch`, or with `packs` from `next_pack`.
+    Raises UserError for settings that cannot be met.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class StatisticalSampler:
         phase: str,
         seed: int,
         critic_scores: np.ndarray | None = None,
+        packs: bool = False,
     ) -> None:
         settings, feedback = params["training"][phase], params["feedback"]
         self.phase, self.sampling, self.coin = phase, feedback["sampling"], feedback["coin"]
@@ -134,6 +137,8 @@ class StatisticalSampler:
         self.trained = np.zeros(len(self.names), np.int64)  # samples handed out by rung
         self.tally = dict.fromkeys(("drawn", "size", "notion", "critic", "accepted"), 0)
         self.queues: list[list[int]] = [[] for _ in self.names]
+        self.packs = packs
+        self.order: list[int] = []  # for packs: rungs of the queued samples as they were accepted
         self.pending = np.zeros(0, np.int64)  # targets (index of a longer side) not yet met
 
     def _set_rungs(self, encoded: EncodedView, names: list[str], batch: int) -> None:
@@ -147,6 +152,7 @@ class StatisticalSampler:
         sides = np.array([max(encoded.rungs[name]) for name in names])
         areas = np.array([np.prod(encoded.rungs[name]) for name in names], float)
         self.batch = np.maximum(1, np.round(batch * areas[0] / areas)).astype(int)
+        self.areas, self.room = areas, batch * areas[0]  # px: of a rung, and of a pack
         self.block = int(np.clip(4 * self.batch.max(), 256, 4096))
         self.sides, side_of_rung = np.unique(sides, return_inverse=True)  # px, ascending
         self.member = np.zeros((self.n, len(names)), bool)
@@ -167,8 +173,26 @@ class StatisticalSampler:
 
     def next_batch(self) -> tuple[str, np.ndarray]:
         """Return (rung name, sample ids int64 (B,)) and count them as trained on."""
+        self._fill(lambda: any(len(q) >= b for q, b in zip(self.queues, self.batch, strict=True)))
+        fullness = [len(q) / b for q, b in zip(self.queues, self.batch, strict=True)]
+        j = int(np.argmax(fullness))
+        return self.names[j], self._take(j, int(self.batch[j]))
+
+    def next_pack(self) -> list[tuple[str, np.ndarray]]:
+        """Return (rung name, sample ids) of every rung in the pack and count them as trained on.
+
+        Their areas add up to at most that of a batch of the first rung; one sample at least.
+        """
+        self._fill(lambda: sum(self.areas[j] for j in self.order) > self.room)
+        area, count = self.areas[self.order[0]], 1
+        while area + self.areas[self.order[count]] <= self.room:
+            area, count = area + self.areas[self.order[count]], count + 1
+        taken, self.order = self.order[:count], self.order[count:]
+        return [(self.names[j], self._take(j, taken.count(j))) for j in sorted(set(taken))]
+
+    def _fill(self, enough: Callable[[], bool]) -> None:
         in_vain = 0
-        while not any(len(q) >= b for q, b in zip(self.queues, self.batch, strict=True)):
+        while not enough():
             before = self.tally["accepted"]
             self._draw()
             in_vain = 0 if self.tally["accepted"] > before else in_vain + self.block
@@ -177,13 +201,13 @@ class StatisticalSampler:
                     f"training.{self.phase}: {in_vain} candidates in a row were turned away; "
                     "lower feedback.discard or feedback.most_dropped, or drop the rarest rungs."
                 )
-        fullness = [len(q) / b for q, b in zip(self.queues, self.batch, strict=True)]
-        j = int(np.argmax(fullness))
-        ids = np.array(self.queues[j][: self.batch[j]], np.int64)
-        del self.queues[j][: self.batch[j]]
+
+    def _take(self, j: int, count: int) -> np.ndarray:
+        ids = np.array(self.queues[j][:count], np.int64)
+        del self.queues[j][:count]
         self.counts += self.notions[ids].sum(axis=0, dtype=np.int64)
         self.trained[j] += len(ids)
-        return self.names[j], ids
+        return ids
 
     def _draw(self) -> None:
         """Draw one block of candidates, one for each pending target; queue the accepted."""
@@ -210,6 +234,8 @@ class StatisticalSampler:
         self.tally["accepted"] += int(passed.sum())
         for sample, j in zip(ids[passed].tolist(), rung[passed].tolist(), strict=True):
             self.queues[j].append(sample)
+        if self.packs:
+            self.order += rung[passed].tolist()
         self.pending = self.pending[~passed]
 
     def discard_probability(self, ids: np.ndarray) -> np.ndarray:
@@ -240,6 +266,7 @@ class StatisticalSampler:
             "trained": self.trained.tolist(),
             "tally": dict(self.tally),
             "queues": [list(queue) for queue in self.queues],
+            "order": list(self.order),
             "pending": self.pending.tolist(),
         }
 
@@ -256,6 +283,7 @@ class StatisticalSampler:
         self.trained = np.array(state["trained"], np.int64)
         self.tally = dict(state["tally"])
         self.queues = [list(queue) for queue in state["queues"]]
+        self.order = list(state["order"])
         self.pending = np.array(state["pending"], np.int64)
 
     def report(self) -> dict[str, Any]:
