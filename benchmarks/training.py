@@ -114,9 +114,7 @@ def plain(model, target, groups):
         return torch.zeros(keys.shape).masked_fill(~keys, float("-inf"))[:, None, None]
 
     encoder = model.encoder
-    text, image = encoder(
-        encoder.text_in(prompt), b["x"], turned, bias(prompt.owner, b["seen"])
-    )
+    text, image = encoder(encoder.text_in(prompt), b["x"], turned, bias(prompt.owner, b["seen"]))
     image = torch.where(b["seen"][..., None], image, model.predictor.mask_token)
     visible_to_all = bias(prompt.owner, b["real"])
     for block in model.predictor.blocks:

@@ -153,6 +153,12 @@ def _check_rounds(params: Mapping[str, Any]) -> None:
         place = f"feedback.rounds.{key}"
         if not isinstance(line, Mapping) or not {"model", "critic", "labels"} <= set(line):
             raise UserError(f"{place} is {line!r}: give it model, critic and labels in params/.")
+        unknown = set(line.get("phase2", {})) - set(params["training"]["phase2"])
+        if unknown:
+            raise UserError(
+                f"{place}.phase2 has {', '.join(sorted(unknown))}, which training.phase2 has not; "
+                "correct it in params/."
+            )
         choices += [
             (f"{place}.model", line["model"], list(models)),
             (f"{place}.critic", line["critic"], list(critics)),

@@ -115,9 +115,7 @@ def hidden_share(mask: Mapping[str, float]) -> float:
     return float(truncnorm.mean((low - mean) / std, (high - mean) / std, loc=mean, scale=std))
 
 
-def image_flops(
-    network: Network, training: Mapping[str, Any], text: float, tokens: float
-) -> float:
+def image_flops(network: Network, training: Mapping[str, Any], text: float, tokens: float) -> float:
     """A training image of so many tokens, at the mean share of hidden ones."""
     tokens = min(tokens, float(training["most_tokens"]))
     hidden = hidden_share(training["mask"]) * tokens
@@ -167,9 +165,7 @@ def saved_bytes(
         tokens = torch.randn(1, side[0] * side[1], channels)
         draw = draw_for(tokens, training, torch.Generator())
         states, mask = torch.randn(1, text, text_width), torch.ones(1, text, dtype=torch.bool)
-        own = {
-            p.untyped_storage()._cdata for n in (network, other) for p in n.parameters()
-        }
+        own = {p.untyped_storage()._cdata for n in (network, other) for p in n.parameters()}
         kept: dict[int, torch.UntypedStorage] = {}
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -199,7 +195,7 @@ def activation_bytes(params: Mapping[str, Any], phase: str) -> int:
     # The share of hidden tokens is that of the mean, not drawn.
     share = hidden_share(training["mask"])
     training["mask"] = {"mean": share, "std": 0.0, "low": 0.0, "high": 1.0}
-    width, height = max((rung_size(n) for n in training[phase]["rungs"]), key=math.prod)
+    width, height = largest_rung(training[phase])
     side = (math.ceil(width / patch), math.ceil(height / patch))
     text = int(params["plan"]["caption_tokens"])
     settings = dict(params["model"]["network"])
@@ -232,7 +228,7 @@ def memory(params: Mapping[str, Any], gpus: int) -> dict[str, Any]:
     Under `shard` (FSDP2) weights, gradients, averages and the optimiser's state are divided among
     the GPUs; two blocks' weights are gathered at a time.
     """
-    channels, _, text_width = widths(params)
+    channels, patch, text_width = widths(params)
     training = params["training"]
     with torch.device("meta"):
         network = build_network(params["model"]["network"], channels, text_width, 0)
@@ -256,7 +252,7 @@ def memory(params: Mapping[str, Any], gpus: int) -> dict[str, Any]:
         fixed["gradients"] *= 2  # and the buckets that are exchanged
     result: dict[str, Any] = {"sharding": training["sharding"], "per_gpu": {}, "phases": {}}
     for phase in ("phase1", "phase2"):
-        images = phase_batch(training[phase])
+        images = phase_batch(training[phase], int(training["most_tokens"]) * patch**2)
         mine = math.ceil(images / gpus)
         each = activation_bytes(params, phase)
         total = sum(fixed.values()) + mine * each
@@ -273,10 +269,21 @@ def memory(params: Mapping[str, Any], gpus: int) -> dict[str, Any]:
     return result
 
 
-def phase_batch(phase: Mapping[str, Any]) -> int:
-    """Images of a batch at the phase's largest rung: larger pictures come in smaller batches."""
-    areas = [math.prod(rung_size(name)) for name in phase["rungs"]]
-    return max(1, round(int(phase["batch"]) * areas[0] / max(areas)))
+def largest_rung(phase: Mapping[str, Any]) -> tuple[int, int]:
+    """Width and height, px, of the largest rung that the phase's sizes ever draw."""
+    drawn = [rung_size(name) for name, share in rung_shares(phase).items() if share > 1e-9]
+    return max(drawn, key=math.prod)
+
+
+def phase_batch(phase: Mapping[str, Any], most_area: float) -> int:
+    """Images of a batch at the phase's largest rung: larger pictures come in smaller batches.
+
+    most_area: px of a picture that are trained on.
+    """
+    first = min(math.prod(rung_size(phase["rungs"][0])), most_area)
+    return max(
+        1, round(int(phase["batch"]) * first / min(math.prod(largest_rung(phase)), most_area))
+    )
 
 
 def optimizer_bytes(network: Network, settings: Mapping[str, Any]) -> int:
@@ -293,9 +300,7 @@ def _block_sizes(network: nn.Module) -> list[int]:
     return [sum(p.numel() for p in block.parameters()) for blocks in lists for block in blocks]
 
 
-def cache(
-    params: Mapping[str, Any], channels: int, patch: int, text_width: int
-) -> dict[str, Any]:
+def cache(params: Mapping[str, Any], channels: int, patch: int, text_width: int) -> dict[str, Any]:
     """Bytes of cached latents and text states, bfloat16, were every picture in every rung."""
     assumed = params["plan"]
     samples = assumed["samples"] or params["data"]["raw"]["pictures"]

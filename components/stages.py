@@ -92,6 +92,10 @@ def _phase1(call: Call) -> Path:
 
 
 def _phase2(call: Call) -> Path:
+    # What the round's line says of phase2 holds for this round.
+    own: Any = call.round.get("phase2", {})
+    training = call.params["training"]
+    training["phase2"] = training["phase2"] | own
     return _train(call, "phase2", call.key, STATES / call.round["model"], CRITICS / call.key)
 
 

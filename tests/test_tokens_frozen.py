@@ -55,7 +55,9 @@ def by_hand(vae_folder, images, shift=0.0609, scaling=1.5305):
 
 
 def pictures(count, height, width, seed=0):
-    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return (
+        torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    )
 
 
 def test_vae_tokens_are_shifted_scaled_means_taken_two_by_two(vae, vae_folder):
@@ -313,9 +315,7 @@ def test_weights_in_the_hubs_cache_need_no_hub(silent_hub, vae_folder, t5_folder
     started = time.monotonic()
     for revision in ("main", commit):
         place = {"id": "someone/both", "revision": revision}
-        tokenizer = ImageTokenizer.from_config(
-            vae_settings(vae_folder, subfolder="vae") | place
-        )
+        tokenizer = ImageTokenizer.from_config(vae_settings(vae_folder, subfolder="vae") | place)
         assert tokenizer.encode(pictures(1, 32, 32)).shape == (1, 64, 2, 2)
         assert tokenizer.id == "someone/both"
         encoder = TextEncoder.from_config(t5_settings(t5_folder) | place)

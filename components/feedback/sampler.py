@@ -93,6 +93,7 @@ class StatisticalSampler:
     in a batch stays the same); of `feedback` `sampling`, `coin`, `discard`, `tempering`,
     `most_dropped`. `critic_scores` (n,) is each sample's probability that the model does
     it well already, or None. Batches come from `next_batch`, or with `packs` from `next_pack`.
+    `most_area` (px) is what of a larger picture is trained on, and what it counts in a batch.
     Raises UserError for settings that cannot be met.
     """
 
@@ -104,6 +105,7 @@ class StatisticalSampler:
         seed: int,
         critic_scores: np.ndarray | None = None,
         packs: bool = False,
+        most_area: float = np.inf,
     ) -> None:
         settings, feedback = params["training"][phase], params["feedback"]
         self.phase, self.sampling, self.coin = phase, feedback["sampling"], feedback["coin"]
@@ -121,7 +123,7 @@ class StatisticalSampler:
         self.notions = encoded.notions
         self.notion_names = list(encoded.notion_names)
         self.n, self.k = self.notions.shape
-        self._set_rungs(encoded, list(settings["rungs"]), int(settings["batch"]))
+        self._set_rungs(encoded, list(settings["rungs"]), int(settings["batch"]), most_area)
         self.set_counts = self.notions.sum(axis=0, dtype=np.int64)
         self.target = target_shares(self.set_counts, feedback["tempering"])
         self.drop = None
@@ -141,7 +143,9 @@ class StatisticalSampler:
         self.order: list[int] = []  # for packs: rungs of the queued samples as they were accepted
         self.pending = np.zeros(0, np.int64)  # targets (index of a longer side) not yet met
 
-    def _set_rungs(self, encoded: EncodedView, names: list[str], batch: int) -> None:
+    def _set_rungs(
+        self, encoded: EncodedView, names: list[str], batch: int, most_area: float
+    ) -> None:
         unknown = [name for name in names if name not in encoded.rungs]
         if unknown or not names or batch < 1:
             raise UserError(
@@ -151,6 +155,7 @@ class StatisticalSampler:
         self.names = names
         sides = np.array([max(encoded.rungs[name]) for name in names])
         areas = np.array([np.prod(encoded.rungs[name]) for name in names], float)
+        areas = np.minimum(areas, most_area)
         self.batch = np.maximum(1, np.round(batch * areas[0] / areas)).astype(int)
         self.areas, self.room = areas, batch * areas[0]  # px: of a rung, and of a pack
         self.block = int(np.clip(4 * self.batch.max(), 256, 4096))
