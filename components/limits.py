@@ -63,6 +63,7 @@ LIMITS: dict[str, Limit] = {
     "training.jepa_weight": Limit("a number from 0 on", 0),
     "training.jepa_beta": POSITIVE,
     "training.text_drop": SHARE,
+    "training.workers": COUNT,
     "training.clip": POSITIVE,
     "training.optimizer.*_rate": POSITIVE,
     "feedback.discard": SHARE,
@@ -97,6 +98,16 @@ LIMITS: dict[str, Limit] = {
 }
 
 
+# Names of what can be chosen; what a stage alone knows the names of is refused by that stage.
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "training.sharding": ("replicate", "shard"),
+    "training.precision": ("float32", "bfloat16"),
+    "training.checkpointing": ("none", "blocks"),
+    "training.compile": (True, False),
+    "training.optimizer.kind": ("muon", "adamw"),
+}
+
+
 def numbers(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The tree's leaves by dotted name."""
     leaves: dict[str, Any] = {}
@@ -115,7 +126,8 @@ def check(params: Mapping[str, Any]) -> None:
         params: the whole of params.yaml.
 
     Raises:
-        UserError: a number outside its limit, or a round or model named that there is none of.
+        UserError: a number outside its limit, a choice that there is none of, two that exclude each
+            other, or a round or model named that there is none of.
     """
     for name, value in numbers(params).items():
         for pattern, limit in LIMITS.items():
@@ -124,6 +136,18 @@ def check(params: Mapping[str, Any]) -> None:
                     f"{name} is {value!r}: set it to {limit.words}, in params/ or with "
                     f"`djepa compose {name}=VALUE`."
                 )
+        if name in CHOICES and value not in CHOICES[name]:
+            known = " or ".join(str(choice).lower() for choice in CHOICES[name])
+            raise UserError(
+                f"{name} is {value!r}: set it to {known}, in params/ or with "
+                f"`djepa compose {name}=VALUE`."
+            )
+    training = params["training"]
+    if training["sharding"] == "shard" and training["optimizer"]["kind"] == "muon":
+        raise UserError(
+            "training.sharding is shard and training.optimizer.kind is muon, which needs whole "
+            "matrices: set training.optimizer.kind=adamw, or training.sharding=replicate."
+        )
     _check_rounds(params)
 
 
