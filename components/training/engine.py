@@ -10,7 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    ActivationWrapper,
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
+)
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -58,15 +64,13 @@ def spread(step: TrainStep, ema: Network, settings: dict[str, Any], place: Team)
 
 
 def _blocks(module: nn.Module) -> list[nn.Module]:
-    return [block for block in module.modules() if isinstance(block, TwoStreamBlock)]
+    """The transformer blocks, each with what was wrapped around it."""
+    lists = [child for child in module.modules() if isinstance(child, nn.ModuleList)]
+    kinds = (TwoStreamBlock, ActivationWrapper)
+    return [block for blocks in lists for block in blocks if isinstance(block, kinds)]
 
 
 def _recompute(model: Network) -> None:
-    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
-        apply_activation_checkpointing,
-        checkpoint_wrapper,
-    )
-
     blocks = set(_blocks(model))
     apply_activation_checkpointing(
         model,
@@ -77,8 +81,6 @@ def _recompute(model: Network) -> None:
 
 
 def _shard(step: TrainStep, ema: Network, place: Team) -> None:
-    from torch.distributed.fsdp import fully_shard
-
     mesh = init_device_mesh(torch.device(place.device).type, (place.size,))
     # Each block is gathered when it runs; all that lies between them is the root's.
     for module in [*_blocks(step), step, *_blocks(ema), ema]:
