@@ -68,6 +68,7 @@ LIMITS: dict[str, Limit] = {
     "training.jepa_weight": Limit("a number from 0 on", 0),
     "training.jepa_beta": POSITIVE,
     "training.text_drop": SHARE,
+    "training.workers": COUNT,
     "training.clip": POSITIVE,
     "training.optimizer.*_rate": POSITIVE,
     "feedback.discard": SHARE,
@@ -102,9 +103,19 @@ LIMITS: dict[str, Limit] = {
 }
 
 
-# Parameters that are one of a few words.
-WORDS: dict[str, tuple[str, ...]] = {
+# Names of what can be chosen; what a stage alone knows the names of is refused by that stage.
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "training.sharding": ("replicate", "shard"),
+    "training.precision": ("float32", "bfloat16"),
+    "training.checkpointing": ("none", "blocks"),
+    "training.compile": (True, False),
+    "training.optimizer.kind": ("muon", "adamw"),
+    "training.batches": ("grouped", "packed"),
+    "training.time.distribution": ("uniform", "logit_normal"),
+    "training.schedule.shape": ("linear", "cosine"),
     "data.encode": ("cached", "online"),
+    "model.network.kind": ("djepa", "flow_dit"),
+    "model.network.positions": ("vope", "rope", "ntk_rope"),
     "model.tokenizer.kind": ("patches", "sd3"),
     "model.text.kind": ("words", "minilm", "t5"),
     "model.text.precision": ("float32", "bfloat16"),
@@ -129,7 +140,8 @@ def check(params: Mapping[str, Any]) -> None:
         params: the whole of params.yaml.
 
     Raises:
-        UserError: a number outside its limit, an unknown word, or a round or model named that there is none of.
+        UserError: a number outside its limit, a choice that there is none of, two that exclude each
+            other, or a round or model named that there is none of.
     """
     for name, value in numbers(params).items():
         for pattern, limit in LIMITS.items():
@@ -138,11 +150,18 @@ def check(params: Mapping[str, Any]) -> None:
                     f"{name} is {value!r}: set it to {limit.words}, in params/ or with "
                     f"`djepa compose {name}=VALUE`."
                 )
-        if name in WORDS and value not in WORDS[name]:
+        if name in CHOICES and value not in CHOICES[name]:
+            known = " or ".join(str(choice).lower() for choice in CHOICES[name])
             raise UserError(
-                f"{name} is {value!r}: set it to {' or '.join(WORDS[name])}, in params/ or with "
+                f"{name} is {value!r}: set it to {known}, in params/ or with "
                 f"`djepa compose {name}=VALUE`."
             )
+    training = params["training"]
+    if training["sharding"] == "shard" and training["optimizer"]["kind"] == "muon":
+        raise UserError(
+            "training.sharding is shard and training.optimizer.kind is muon, which needs whole "
+            "matrices: set training.optimizer.kind=adamw, or training.sharding=replicate."
+        )
     _check_rounds(params)
 
 

@@ -87,6 +87,13 @@ def end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def launched() -> tuple[int, int] | None:
+    """Rank and number of the processes where torchrun (or its like) started this one, else None."""
+    if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+        return None
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
 def _work(part: Any) -> Any:
     # Not in _begin: an error there would reach the parent as no more than a dead process.
     if "function" not in _child:

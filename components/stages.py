@@ -19,6 +19,7 @@ from components.compose import load
 from components.errors import UserError
 from components.files import hash_of
 from components.home import djepa_home
+from components.processes import launched
 from components.tracking import Tracker, complete_parent, remember, stage_run
 
 CURATED, ENCODED = Path("curated"), Path("encoded")
@@ -186,6 +187,9 @@ STAGES: dict[str, Callable[[Call], Path]] = {
 }
 
 
+TOGETHER = ("phase1", "phase2")  # the stages that torchrun may run in several processes
+
+
 def definition(stage: str) -> dict[str, Any]:
     """What dvc.yaml says of a stage, with its name there as `name`; `foreach` gives its `do`."""
     base, _, key = stage.partition("@")
@@ -260,6 +264,12 @@ def run_stage(stage: str) -> None:
             f"There is no round {key!r} for the stage {base}: feedback.rounds has "
             f"{', '.join(rounds)}; add it in params/feedback or name one of them."
         )
+    rank, size = launched() or (0, 1)
+    if size > 1 and base not in TOGETHER:
+        raise UserError(
+            f"The stage {stage} runs in one process: start it without torchrun, which is for "
+            f"{' and '.join(TOGETHER)}."
+        )
     part = section(stage, params)
     for path in dependencies(stage, params):
         if not Path(path).exists():
@@ -270,6 +280,9 @@ def run_stage(stage: str) -> None:
     resume = djepa_home() / "resume" / hash_of([stage, part, _inputs(stage, params)])
     # A polite stop ends the run as KILLED instead of leaving it running for ever.
     signal.signal(signal.SIGTERM, _stop)
+    if rank > 0:  # rank 0 reports for all
+        STAGES[base](Call(key, params, Tracker(), resume))
+        return
     started = time.monotonic()
     print(f"{stage}: started", flush=True)
     with stage_run(stage, params, part) as tracker:

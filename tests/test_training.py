@@ -14,10 +14,10 @@ from components.tracking import Tracker
 from components.training import phases
 from components.training.batch import grouped
 from components.training.checkpoint import Training
+from components.training.distribution import Team, team
 from components.training.draw import draw_for, truncated_normal
 from components.training.losses import flow_error, losses
 from components.training.optim import Muon, orthogonalise, rate_at
-from components.training.parallel import Team, team
 from components.training.phases import train_phase
 from tests.tiny_curated import tiny_params
 

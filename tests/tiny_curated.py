@@ -101,6 +101,10 @@ def tiny_params() -> dict[str, Any]:
         },
         "training": {
             "workers": 2,
+            "sharding": "replicate",
+            "precision": "float32",
+            "checkpointing": "none",
+            "compile": False,
             "mask": {"mean": 1.0, "std": 0.25, "low": 0.5, "high": 1.0},
             "most_tokens": 4096,
             "flow_samples": 2,
@@ -112,6 +116,7 @@ def tiny_params() -> dict[str, Any]:
             "target_ema": 0.9,
             "clip": 5.0,
             "optimizer": {
+                "kind": "muon",
                 "muon_rate": 0.02,
                 "muon_momentum": 0.95,
                 "muon_decay": 0.01,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from components.training.parallel import Team
+from components.training.distribution import Team
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
@@ -98,16 +98,28 @@ class Muon(torch.optim.Optimizer):
         return stacks
 
 
-def optimizers(model: nn.Module, settings: dict[str, Any]) -> list[torch.optim.Optimizer]:
-    """[Muon, AdamW] for `model`; `settings` is params.training.optimizer."""
+def optimizers(
+    model: nn.Module, settings: dict[str, Any], place: Team | None = None
+) -> list[torch.optim.Optimizer]:
+    """The optimisers of `model`: [Muon, AdamW], or AdamW alone as in the paper (section 7).
+
+    `settings` is params.training.optimizer. Muon shares its work over the team `place`; it needs
+    whole matrices, so a sharded model takes AdamW alone (components/limits.py refuses the rest).
+    """
     matrices, rest = [], []
     for name, parameter in model.named_parameters():
         inside = ".blocks." in f".{name}" and parameter.dim() == 2
-        if inside and min(parameter.shape) > 2:
+        if settings["kind"] == "muon" and inside and min(parameter.shape) > 2:
             matrices.append(parameter)
         else:
             rest.append(parameter)
-    muon = Muon(matrices, settings["muon_rate"], settings["muon_momentum"], settings["muon_decay"])
+    chosen: list[torch.optim.Optimizer] = []
+    if matrices:
+        muon = Muon(
+            matrices, settings["muon_rate"], settings["muon_momentum"], settings["muon_decay"]
+        )
+        muon.team = place or Team()
+        chosen.append(muon)
     adam = torch.optim.AdamW(
         rest,
         lr=settings["adam_rate"],
@@ -115,10 +127,11 @@ def optimizers(model: nn.Module, settings: dict[str, Any]) -> list[torch.optim.O
         weight_decay=settings["adam_decay"],
         fused=True,
     )
-    for optimizer in (muon, adam):
+    chosen.append(adam)
+    for optimizer in chosen:
         for group in optimizer.param_groups:
             group["base"] = group["lr"]
-    return [muon, adam]
+    return chosen
 
 
 def rate_at(done: float, warmup: float, decay: float) -> float:

@@ -27,11 +27,11 @@ from components.training.checkpoint import (
     save_model_folder,
     save_state,
 )
+from components.training.distribution import Team, team
 from components.training.draw import draw_for
+from components.training.engine import Engine
 from components.training.grid import save_grid
-from components.training.losses import losses
-from components.training.optim import Muon, rate_at, set_rates
-from components.training.parallel import FlatGradients, Team, team
+from components.training.optim import rate_at, set_rates
 
 
 def train_phase(
@@ -51,25 +51,44 @@ def train_phase(
     encoded: an `EncodedSet` folder. init: the state to go on from, or None to start from fresh
     weights. critic: a critic's folder whose scores drop samples, or None. resume_dir: snapshots of
     this very stage; a run that finds one goes on from it and ends with the same weights as a
-    run without a break. Raises UserError for inputs that do not fit or a loss that is no number.
+    run without a break. Under torchrun every process calls it, and rank 0 writes and reports.
+    Raises UserError for inputs that do not fit or a loss that is no number.
     """
-    snapshot = Snapshots(resume_dir).newest()
-    inputs = (phase, Path(encoded), init, critic, snapshot, params)
-    processes = 1 if torch.cuda.is_available() else int(params["training"]["workers"])
-    with team(processes, _train_beside, *inputs) as place:
-        trained = Phase(place, *inputs)
-        trained.train(Snapshots(resume_dir), tracker)
-    trained.write(model_out, state_out, metrics_out, tracker)
-    Snapshots(resume_dir).clear()
+    inputs = (
+        phase, Path(encoded), init, critic, model_out, state_out, metrics_out, resume_dir, params,
+    )  # fmt: skip
+    with team(int(params["training"]["workers"]), _train_beside, *inputs) as place:
+        _train(place, tracker, *inputs)
 
 
 def _train_beside(place: Team, *inputs: Any) -> None:
-    """What the other processes do."""
-    Phase(place, *inputs).train(None, Tracker())
+    """What the processes do that a stage started beside itself."""
+    _train(place, Tracker(), *inputs)
+
+
+def _train(
+    place: Team,
+    tracker: Tracker,
+    phase: str,
+    encoded: Path,
+    init: Path | None,
+    critic: Path | None,
+    model_out: Path,
+    state_out: Path,
+    metrics_out: Path,
+    resume_dir: Path,
+    params: dict[str, Any],
+) -> None:
+    snapshots = Snapshots(resume_dir, place)
+    trained = Phase(place, phase, encoded, init, critic, snapshots.newest(), params)
+    trained.train(snapshots, tracker)
+    trained.write(model_out, state_out, metrics_out, tracker)
+    if place.leads:
+        snapshots.clear()
 
 
 class Phase:
-    """One phase of training in one process of a team; all of them hold the same weights."""
+    """One phase of training in one process of a team; all of them go through the same steps."""
 
     def __init__(
         self,
@@ -85,11 +104,7 @@ class Phase:
         self.settings = params["training"]
         self.budget = int(self.settings[phase]["images"])
         self.encoded = EncodedSet.open(encoded)
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.training = Training.fresh(params, self.encoded, self.device)
-        for optimizer in self.training.optimizers:
-            if isinstance(optimizer, Muon):
-                optimizer.team = place
+        self.training = Training.fresh(params, self.encoded, place)
         self.seed = _seed(params, phase)
         self.sampler = StatisticalSampler(
             self.encoded,
@@ -98,33 +113,43 @@ class Phase:
             self.seed,
             read_scores(critic, self.encoded.index["key"]),
         )
-        self.ledger = Ledger.of(self.encoded.index["shard"].astype(str).tolist())
         if init is not None:
             load_state(Path(init), self.training)
-            self.ledger = Ledger.load(Path(init) / "ledger")
         self.first_image = self.training.images  # of this phase
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
         self.training.extra = {}
         if snapshot is not None:
             self._restore(snapshot)
+        self.ledger = self._ledger()
+        self.engine = Engine(self.training.losses, self.training.optimizers, self.settings, place)
 
     def _restore(self, snapshot: Path) -> None:
         load_state(snapshot, self.training)
         extra = self.training.extra
         self.sampler.load_state_dict(extra["sampler"])
-        self.ledger.drawn[:] = np.frombuffer(bytes.fromhex(extra["ledger"]), np.uint8)
         self.first_image, self.seconds = extra["first_image"], extra["seconds"]
         self.history = extra["history"]
-        if self.place.rank == 0:
+        if self.place.leads:
             print(f"{self.phase}: goes on from image {self.done}", flush=True)
+
+    def _ledger(self) -> Ledger:
+        """The ledger of what was trained on before, or a new one."""
+        fresh = Ledger.of(self.encoded.index["shard"].astype(str).tolist())
+        if self.training.ledger is None:
+            self.training.ledger = fresh
+        elif self.training.ledger.shards != fresh.shards:
+            raise UserError(
+                f"{self.phase} goes on from a state that was trained on other samples than the "
+                f"encoded set in {self.encoded.folder} has; run the stages before it again."
+            )
+        return self.training.ledger
 
     def _keep(self) -> None:
         """Put everything besides the tensors into the state's JSON."""
         self.training.extra = {
             "phase": self.phase,
             "sampler": self.sampler.state_dict(),
-            "ledger": self.ledger.drawn.tobytes().hex(),
             "first_image": self.first_image,
             "seconds": self.seconds,
             "history": self.history,
@@ -137,21 +162,20 @@ class Phase:
 
     def write(self, model_out: Path, state_out: Path, metrics_out: Path, tracker: Tracker) -> None:
         """Write what a trained phase leaves behind."""
-        save_model_folder(model_out, self.training.ema, self.encoded, self.params)
+        self.training.extra = {"phase": self.phase, "sampler": self.sampler.state_dict()}
+        save_state(state_out, self.training, self.place)
+        averaged = self.training.averaged(self.params, self.encoded, self.place)
+        if averaged is None:
+            return
+        save_model_folder(model_out, averaged, self.encoded, self.params)
         report = self.sampler.report()
-        self.training.extra = {
-            "phase": self.phase,
-            "sampler": self.sampler.state_dict(),
-        }
-        save_state(state_out, self.training)
-        self.ledger.save(Path(state_out) / "ledger")
         last = self.history[-1] if self.history else {}
         metrics = {
             "phase": self.phase,
             "images": self.done,
             "images_total": self.training.images,
             "steps_total": self.training.step,
-            "parameters": sum(p.numel() for p in self.training.model.parameters()),
+            "parameters": sum(p.numel() for p in averaged.parameters()),
             "seconds": round(self.seconds, 2),
             "images_per_second": round(self.done / max(self.seconds, 1e-9), 2),
             "final": {name: last[name] for name in ("loss", "flow", "jepa") if name in last},
@@ -169,88 +193,90 @@ class Phase:
             }
         )
 
-    def train(self, snapshots: Snapshots | None, tracker: Tracker) -> None:
-        """Train to the budget; rank 0 is given where snapshots go, and shows how it goes."""
-        parameters = list(self.training.model.parameters())
-        gradients = FlatGradients(parameters, extra=2)
-        leads = self.place.rank == 0
-        progress = Progress(self.phase, self.budget, "images") if leads else None
+    def train(self, snapshots: Snapshots, tracker: Tracker) -> None:
+        """Train to the budget; rank 0 shows how it goes."""
+        leads, schedule = self.place.leads, self.settings["schedule"]
+        progress = Progress(self.phase, self.budget, "images")
         started = saved = time.monotonic()
         before = self.seconds
         sums, batches = np.zeros(3), 0  # flow, jepa, gradient norm since the last line
         lines, grids = int(self.settings["lines"]), int(self.settings["grids"])
         while self.done < self.budget:
             share = self.done / self.budget
-            rate = rate_at(
-                share, self.settings["schedule"]["warmup"], self.settings["schedule"]["decay"]
-            )
+            rate = rate_at(share, schedule["warmup"], schedule["decay"])
             set_rates(self.training.optimizers, rate)
-            said, count = self._step(gradients)
+            due = time.monotonic() - saved > self.settings["snapshot_seconds"]
+            said, due = self._step(due)
             sums += said
             batches += 1
-            self.training.images += count
-            self.training.step += 1
-            self.training.average(self.settings["ema"], self.settings["target_ema"])
-            if progress is None or snapshots is None:
-                continue
             self.seconds = before + time.monotonic() - started
-            progress.at(min(self.done, self.budget), f"loss {said[0] + said[1]:.3f}")
+            if leads:
+                loss = self._loss(*said[:2])
+                progress.at(min(self.done, self.budget), f"loss {loss:.3f}")
             if self._passed(share, lines):
-                self._line(sums / batches, rate, tracker)
+                if leads:
+                    self._line(sums / batches, rate, tracker)
                 sums, batches = np.zeros(3), 0
             if self._passed(share, grids):
                 self._grid(tracker)
-            if time.monotonic() - saved > self.settings["snapshot_seconds"]:
+            if due:
                 self._keep()
                 snapshots.save(self.training)
                 saved = time.monotonic()
 
-    def _step(self, gradients: FlatGradients) -> tuple[Any, int]:
-        """One step of the whole team; gives (flow, jepa, gradient norm) and the images."""
+    def _step(self, due: bool) -> tuple[np.ndarray, bool]:
+        """One step of the whole team; gives (flow, jepa, gradient norm) and rank 0's `due`."""
         rung, ids = self.sampler.next_batch()
-        training, size = self.training, self.place.size
+        training, place = self.training, self.place
         # Every process draws the whole batch and takes its part, weighed by its share of it: the
         # result does not depend on how many there are, and one mask ratio keeps them in step.
-        mine = np.array_split(np.arange(len(ids)), size)[self.place.rank]
-        gradients.values.zero_()
-        if len(mine):
-            batch = self._part(rung, ids, mine)
-            beta = float(self.settings["jepa_beta"])
-            flow, jepa = losses(training.model, training.target, batch, beta)
-            part = len(mine) / len(ids)
-            ((flow + float(self.settings["jepa_weight"]) * jepa) * part).backward()
-            gradients.extra.copy_(torch.stack([flow, jepa]).detach() * part)
-        self.place.sum(gradients.values)
-        flow_value, jepa_value = gradients.extra.tolist()
-        norm = float(gradients.gradients.norm())
-        if not all(map(math.isfinite, (flow_value, jepa_value, norm))):
-            raise UserError(
-                f"{self.phase} diverged at step {training.step}: the loss is no number; lower "
-                "training.optimizer.muon_rate and adam_rate in params/training."
-            )
-        if norm > self.settings["clip"]:
-            gradients.gradients.mul_(self.settings["clip"] / norm)
-        for optimizer in training.optimizers:
-            optimizer.step()
+        mine = np.array_split(np.arange(len(ids)), place.size)[place.rank]
+        share = len(mine) / len(ids)
+        part = self._part(rung, ids, mine if len(mine) else np.arange(1))
+        flow, jepa, norm, due = self.engine.gradients(part, share, due)
+        if not all(map(math.isfinite, (flow, jepa, norm))):
+            raise UserError(self._why_no_number(rung, ids))
+        self.engine.update(norm)
+        training.images += len(ids)
+        training.step += 1
+        training.average(self.settings["ema"], self.settings["target_ema"])
         self.ledger.add(ids)
-        return np.array([flow_value, jepa_value, norm]), len(ids)
+        return np.array([flow, jepa, norm]), due
 
     def _part(self, rung: str, ids: np.ndarray, mine: np.ndarray) -> Batch:
-        latents = self.encoded.latents(rung, ids)
+        latents = self.encoded.latents(rung, ids[mine])
         tokens = latents.flatten(2).transpose(1, 2).contiguous()
         # From seed and step alone: going on from a snapshot needs no more.
         entropy = np.random.SeedSequence([self.seed, self.training.step])
         generator = torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
-        draw = draw_for(tokens, self.settings, generator).of(mine)
+        of_batch = tokens[:1].expand(len(ids), -1, -1)  # only its shape counts
+        draw = draw_for(of_batch, self.settings, generator).of(mine)
         states, mask = self.encoded.text(ids[mine])
-        size, device = (latents.shape[3], latents.shape[2]), self.device
+        size, device = (latents.shape[3], latents.shape[2]), self.place.device
         return grouped(
             self.training.model,
-            tokens[mine].to(device),
+            tokens.to(device),
             states.to(device),
             mask.to(device),
             size,
             draw.to(device),
+        )
+
+    def _why_no_number(self, rung: str, ids: np.ndarray) -> str:
+        """The sentence for a loss that is no number; every process comes to the same one."""
+        latents, states = self.encoded.latents(rung, ids), self.encoded.text(ids)[0]
+        fine = latents.flatten(1).isfinite().all(dim=1) & states.flatten(1).isfinite().all(dim=1)
+        wrong = ~fine.numpy()
+        if wrong.any():
+            keys = ", ".join(sorted(set(self.encoded.index["key"].iloc[ids[wrong]])))
+            return (
+                f"{self.phase}: the encoded samples {keys} (rung {rung}) have numbers that are "
+                f"none (NaN or infinite) in {self.encoded.folder}: encode again "
+                "(`dvc repro --force --single-item encode`), or take these pictures out of data/."
+            )
+        return (
+            f"{self.phase} diverged at step {self.training.step}: the loss is no number; lower "
+            "training.optimizer.muon_rate and adam_rate in params/training."
         )
 
     def _passed(self, before: float, times: int) -> bool:
@@ -259,10 +285,13 @@ class Phase:
             before * times
         )
 
+    def _loss(self, flow: float, jepa: float) -> float:
+        return flow + float(self.settings["jepa_weight"]) * jepa
+
     def _line(self, means: np.ndarray, rate: float, tracker: Tracker) -> None:
         flow, jepa, norm = (float(value) for value in means)
         line = {
-            "loss": flow + float(self.settings["jepa_weight"]) * jepa,
+            "loss": self._loss(flow, jepa),
             "flow": flow,
             "jepa": jepa,
             "gradient_norm": norm,
@@ -278,13 +307,16 @@ class Phase:
 
     def _grid(self, tracker: Tracker) -> None:
         """Draw fixed training prompts with the averaged weights; the tracker takes the grid."""
+        averaged = self.training.averaged(self.params, self.encoded, self.place)
+        if averaged is None:
+            return
         captions = sorted(set(self.encoded.index["caption"]))
         rng = np.random.default_rng(_seed(self.params, "grid"))
         chosen = [captions[i] for i in rng.permutation(len(captions))[:12]]
         settings = self.params["evaluation"]["sampler"]
         sampler = SamplerConfig(**{n: settings[n] for n in SamplerConfig.__dataclass_fields__})
         width, height = self.encoded.rungs[self.settings[self.phase]["rungs"][0]]
-        draw = pipeline(self.training.ema, self.encoded, sampler)
+        draw = pipeline(averaged, self.encoded, sampler)
         images = draw(chosen, width=width, height=height).images
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{self.phase}-step-{self.training.step:06d}.png"

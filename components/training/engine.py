@@ -1,0 +1,154 @@
+"""What is done to the network from outside: spread over processes, precision, recomputation.
+
+PyTorch's own engines do it, and the network's modules know nothing of them:
+DistributedDataParallel where every process holds the whole model (training.sharding replicate),
+FSDP2's fully_shard where each holds a share of every tensor (shard).
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    ActivationWrapper,
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from components.model.blocks import TwoStreamBlock
+from components.model.djepa import Encoder
+from components.model.network import Network
+from components.training.batch import Batch
+from components.training.distribution import Team
+from components.training.losses import losses
+
+
+class TrainStep(nn.Module):
+    """Both losses of a part of a batch, one forward: what DDP and FSDP wrap."""
+
+    def __init__(self, model: Network, target: Encoder | None, settings: dict[str, Any]) -> None:
+        """`settings` is params.training."""
+        super().__init__()
+        self.model, self.target = model, target
+        self.beta = float(settings["jepa_beta"])
+        self.low = settings["precision"] == "bfloat16"
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(L_flow, L_pred), scalars; L_pred is 0 without a target encoder."""
+        with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=self.low):
+            return losses(self.model, self.target, batch, self.beta)
+
+
+def spread(step: TrainStep, ema: Network, settings: dict[str, Any], place: Team) -> None:
+    """Apply checkpointing, compilation and sharding of params.training to the modules in place.
+
+    `ema` is sharded as the model is, so that averages are taken of each process's own share.
+    """
+    if settings["checkpointing"] == "blocks":
+        _recompute(step.model)
+    if settings["compile"]:
+        if place.device == "cpu":
+            if place.leads:
+                print("training.compile is left out: on a CPU it costs minutes", flush=True)
+        else:
+            for block in _blocks(step):
+                # The number of visible tokens changes from step to step.
+                block.compile(dynamic=True)
+    if settings["sharding"] == "shard" and place.size > 1:
+        _shard(step, ema, place)
+
+
+def _blocks(module: nn.Module) -> list[nn.Module]:
+    """The transformer blocks, each with what was wrapped around it."""
+    lists = [child for child in module.modules() if isinstance(child, nn.ModuleList)]
+    kinds = (TwoStreamBlock, ActivationWrapper)
+    return [block for blocks in lists for block in blocks if isinstance(block, kinds)]
+
+
+def _recompute(model: Network) -> None:
+    blocks = set(_blocks(model))
+    apply_activation_checkpointing(
+        model,
+        # Nothing inside a block is random.
+        checkpoint_wrapper_fn=partial(checkpoint_wrapper, preserve_rng_state=False),
+        check_fn=lambda module: module in blocks,
+    )
+
+
+def _shard(step: TrainStep, ema: Network, place: Team) -> None:
+    mesh = init_device_mesh(torch.device(place.device).type, (place.size,))
+    # Each block is gathered when it runs; all that lies between them is the root's.
+    for module in [*_blocks(step), step, *_blocks(ema), ema]:
+        fully_shard(module, mesh=mesh)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's share of a tensor; all of it where it is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensors: dict[str, Tensor], place: Team) -> dict[str, Tensor]:
+    """Gather sharded tensors one by one on rank 0's CPU; every process calls it.
+
+    The other processes get an empty dictionary.
+    """
+    gathered = {}
+    for name, tensor in tensors.items():
+        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if place.leads:
+            gathered[name] = full.detach().cpu().contiguous()
+    return gathered
+
+
+class Engine:
+    """Gradients and updates of the whole team, from a part of the batch in each process."""
+
+    def __init__(
+        self,
+        step: TrainStep,
+        optimizers: list[torch.optim.Optimizer],
+        settings: dict[str, Any],
+        place: Team,
+    ) -> None:
+        self.optimizers, self.settings, self.place = optimizers, settings, place
+        self.parameters = [p for p in step.parameters() if p.requires_grad]
+        self.run: nn.Module = step
+        if place.size > 1 and settings["sharding"] == "replicate":
+            self.run = DistributedDataParallel(step, gradient_as_bucket_view=True)
+
+    def gradients(self, batch: Batch, share: float, due: bool) -> tuple[float, float, float, bool]:
+        """Gradients of the whole batch's loss; `batch` is this process's `share` of it.
+
+        Gives L_flow, L_pred and the gradient's norm of the whole batch, and rank 0's `due`: the
+        same in every process. A process with nothing to do gives any picture, and share 0.
+        """
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        flow, jepa = self.run(batch)
+        loss = flow + float(self.settings["jepa_weight"]) * jepa
+        # DDP and FSDP take the mean over the processes; the parts' shares add up to one.
+        (loss * (share * self.place.size)).backward()
+        mine = float(due and self.place.leads)
+        said = torch.stack([flow.detach() * share, jepa.detach() * share, flow.new_tensor(mine)])
+        self.place.sum(said)
+        norm = torch.nn.utils.get_total_norm(self._gradients())
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        flow_value, jepa_value, anyone = said.tolist()
+        return flow_value, jepa_value, norm.item(), anyone > 0
+
+    def update(self, norm: float) -> None:
+        """Clip the gradient of this norm and let the optimisers step."""
+        limit = float(self.settings["clip"])
+        if norm > limit:
+            torch._foreach_mul_([local(g) for g in self._gradients()], limit / norm)
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.parameters if p.grad is not None]
