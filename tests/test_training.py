@@ -183,9 +183,13 @@ def test_orthogonalise_flattens_the_singular_values():
 
 
 def test_rate_goes_up_stays_and_goes_down_to_zero():
-    rates = [rate_at(i / 100, 0.1, 0.3) for i in range(101)]
+    rates = [rate_at(i / 100, "linear", 0.1, 0.3, 0.0) for i in range(101)]
     assert rates[0] < 0.05 and rates[20] == rates[60] == 1 and rates[100] == 0
     assert sorted(rates[:11]) == rates[:11] and sorted(rates[70:], reverse=True) == rates[70:]
+    # The paper's: cosine from 1e-5 to 1e-6 after the warm-up.
+    cosine = [rate_at(i / 100, "cosine", 0.1, 0.9, 0.1) for i in range(101)]
+    assert cosine[100] == pytest.approx(0.1) and cosine[55] == pytest.approx(0.55)
+    assert cosine[10] == 1 and sorted(cosine[10:], reverse=True) == cosine[10:]
 
 
 def test_mask_ratio_is_cut_to_its_bounds():

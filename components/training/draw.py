@@ -45,11 +45,9 @@ def draw_for(tokens: Tensor, settings: Mapping[str, Any], generator: torch.Gener
     {distribution: uniform | logit_normal, mean, std}. One mask ratio a batch, so that it stays
     rectangular.
     """
-    batch, count, channels = tokens.shape
-    order = torch.rand(batch, count, generator=generator).argsort(dim=1)
-    count = min(count, int(settings["most_tokens"]))
-    ratio = truncated_normal(**settings["mask"], generator=generator)
-    hidden = min(max(round(ratio * count), 1), count)
+    batch, everything, channels = tokens.shape
+    count, hidden = hidden_count(everything, settings, generator)
+    order = torch.rand(batch, everything, generator=generator).argsort(dim=1)
     draws = int(settings["flow_samples"])
     time = settings["time"]
     if time["distribution"] == "uniform":
@@ -64,6 +62,18 @@ def draw_for(tokens: Tensor, settings: Mapping[str, Any], generator: torch.Gener
         t=t,
         noise=torch.randn(batch, hidden, draws, channels, generator=generator),
     )
+
+
+def hidden_count(
+    tokens: int, settings: Mapping[str, Any], generator: torch.Generator
+) -> tuple[int, int]:
+    """How many of a picture's tokens are trained on, and how many of these are hidden.
+
+    The first numbers that `draw_for` takes from a generator.
+    """
+    count = min(tokens, int(settings["most_tokens"]))
+    ratio = truncated_normal(**settings["mask"], generator=generator)
+    return count, min(max(round(ratio * count), 1), count)
 
 
 def truncated_normal(

@@ -4,6 +4,7 @@ torch.optim.Muon orthogonalises in bfloat16, which a CPU without bfloat16 units 
 times slower than float32, and one matrix at a time; here matrices of one shape go together.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -134,14 +135,17 @@ def optimizers(
     return chosen
 
 
-def rate_at(done: float, warmup: float, decay: float) -> float:
-    """Factor on the learning rate at the share `done` of a budget: up, constant, then down to 0.
+def rate_at(done: float, shape: str, warmup: float, decay: float, last: float) -> float:
+    """Factor on the learning rate at the share `done` of a budget: up, constant, then down.
 
-    `warmup` and `decay` are shares of the budget at its beginning and end.
+    `warmup` and `decay` are shares of the budget at its beginning and end; `last` is the factor
+    at the very end, and `shape` how it gets there: linear or cosine (the paper's).
     """
     up = min(1.0, (done + 1e-3) / warmup) if warmup > 0 else 1.0
-    down = min(1.0, (1.0 - done) / decay) if decay > 0 else 1.0
-    return max(min(up, down), 0.0)
+    left = min(1.0, max(0.0, (1.0 - done) / decay)) if decay > 0 else 1.0
+    if shape == "cosine":
+        left = (1 - math.cos(math.pi * left)) / 2
+    return min(up, last + (1 - last) * left)
 
 
 def set_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:

@@ -18,7 +18,7 @@ from components.model.sampler import SamplerConfig
 from components.progress import Progress
 from components.tokens.encoded import EncodedSet
 from components.tracking import Tracker
-from components.training.batch import Batch, grouped
+from components.training.batches import Batches
 from components.training.checkpoint import (
     Snapshots,
     Training,
@@ -28,7 +28,6 @@ from components.training.checkpoint import (
     save_state,
 )
 from components.training.distribution import Team, team
-from components.training.draw import draw_for
 from components.training.engine import Engine
 from components.training.grid import save_grid
 from components.training.optim import rate_at, set_rates
@@ -112,6 +111,11 @@ class Phase:
             phase,
             self.seed,
             read_scores(critic, self.encoded.index["key"]),
+            packs=self.settings["batches"] == "packed",
+            most_area=int(self.settings["most_tokens"]) * self.encoded.tokenizer().patch ** 2,
+        )
+        self.batches = Batches(
+            self.encoded, self.sampler, self.training.model, self.settings, self.seed, place
         )
         if init is not None:
             load_state(Path(init), self.training)
@@ -203,7 +207,7 @@ class Phase:
         lines, grids = int(self.settings["lines"]), int(self.settings["grids"])
         while self.done < self.budget:
             share = self.done / self.budget
-            rate = rate_at(share, schedule["warmup"], schedule["decay"])
+            rate = rate_at(share, **schedule)
             set_rates(self.training.optimizers, rate)
             due = time.monotonic() - saved > self.settings["snapshot_seconds"]
             said, due = self._step(due)
@@ -226,48 +230,27 @@ class Phase:
 
     def _step(self, due: bool) -> tuple[np.ndarray, bool]:
         """One step of the whole team; gives (flow, jepa, gradient norm) and rank 0's `due`."""
-        rung, ids = self.sampler.next_batch()
-        training, place = self.training, self.place
-        # Every process draws the whole batch and takes its part, weighed by its share of it: the
-        # result does not depend on how many there are, and one mask ratio keeps them in step.
-        mine = np.array_split(np.arange(len(ids)), place.size)[place.rank]
-        share = len(mine) / len(ids)
-        part = self._part(rung, ids, mine if len(mine) else np.arange(1))
-        flow, jepa, norm, due = self.engine.gradients(part, share, due)
+        training = self.training
+        part = self.batches.next(training.step)
+        flow, jepa, norm, due = self.engine.gradients(part.batch, part.share, due)
         if not all(map(math.isfinite, (flow, jepa, norm))):
-            raise UserError(self._why_no_number(rung, ids))
+            raise UserError(self._why_no_number(part.samples))
         self.engine.update(norm)
+        ids = part.ids
         training.images += len(ids)
         training.step += 1
         training.average(self.settings["ema"], self.settings["target_ema"])
         self.ledger.add(ids)
         return np.array([flow, jepa, norm]), due
 
-    def _part(self, rung: str, ids: np.ndarray, mine: np.ndarray) -> Batch:
-        latents = self.encoded.latents(rung, ids[mine])
-        tokens = latents.flatten(2).transpose(1, 2).contiguous()
-        # From seed and step alone: going on from a snapshot needs no more.
-        entropy = np.random.SeedSequence([self.seed, self.training.step])
-        generator = torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
-        of_batch = tokens[:1].expand(len(ids), -1, -1)  # only its shape counts
-        draw = draw_for(of_batch, self.settings, generator).of(mine)
-        states, mask = self.encoded.text(ids[mine])
-        size, device = (latents.shape[3], latents.shape[2]), self.place.device
-        return grouped(
-            self.training.model,
-            tokens.to(device),
-            states.to(device),
-            mask.to(device),
-            size,
-            draw.to(device),
-        )
-
-    def _why_no_number(self, rung: str, ids: np.ndarray) -> str:
+    def _why_no_number(self, samples: list[tuple[str, np.ndarray]]) -> str:
         """The sentence for a loss that is no number; every process comes to the same one."""
-        latents, states = self.encoded.latents(rung, ids), self.encoded.text(ids)[0]
-        fine = latents.flatten(1).isfinite().all(dim=1) & states.flatten(1).isfinite().all(dim=1)
-        wrong = ~fine.numpy()
-        if wrong.any():
+        for rung, ids in samples:
+            latents, states = self.encoded.latents(rung, ids), self.encoded.text(ids)[0]
+            fine = latents.flatten(1).isfinite().all(dim=1)
+            wrong = ~(fine & states.flatten(1).isfinite().all(dim=1)).numpy()
+            if not wrong.any():
+                continue
             keys = ", ".join(sorted(set(self.encoded.index["key"].iloc[ids[wrong]])))
             return (
                 f"{self.phase}: the encoded samples {keys} (rung {rung}) have numbers that are "
