@@ -1,12 +1,15 @@
 import json
 import os
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from components.errors import UserError
+from components.feedback.ledger import Ledger
+from components.feedback.sampler import StatisticalSampler
 from components.files import write_json
 from components.model import DJEPAPipeline
 from components.tokens.encoded import EncodedSet
@@ -43,24 +46,38 @@ def train(encoded, out, name="phase1", params=None, init=None, critic=None, trac
     return json.loads((out / f"{name}.json").read_text())
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """The sample ids of every batch that this process draws, in order."""
+    batches, draw = [], StatisticalSampler.next_batch
+
+    def noted(self):
+        rung, ids = draw(self)
+        batches.append(ids.tolist())
+        return rung, ids
+
+    monkeypatch.setattr(StatisticalSampler, "next_batch", noted)
+    return batches
+
+
 def test_the_number_of_processes_changes_rounding_only(encoded, tmp_path):
-    weights = {}
+    """With Muon, whose work is shared; tests/test_distribution.py has AdamW and FSDP."""
+    said = []
     for workers in (1, 2):
         params = tiny_params()
-        params["training"]["workers"] = workers
-        params["training"]["phase1"]["images"] = 16  # two steps: later on rounding grows
-        train(encoded, tmp_path / str(workers), params=params)
-        folder = tmp_path / str(workers) / "states" / "phase1"
-        weights[workers] = load_file(folder / "model.safetensors")
-    for name, one in weights[1].items():
-        assert torch.allclose(one, weights[2][name], atol=2e-3), name
+        params["training"] |= {"workers": workers, "lines": 1000, "grids": 0}
+        params["training"]["phase1"]["images"] = 24
+        lines = train(encoded, tmp_path / str(workers), params=params)["history"]
+        said.append([[line[k] for k in ("flow", "jepa", "gradient_norm")] for line in lines])
+    assert len(said[0]) == 3
+    np.testing.assert_allclose(said[1], said[0], rtol=1e-4)
 
 
 class Kill(BaseException):
     """Stands for a signal: nothing in the program catches it."""
 
 
-def test_phases_train_save_and_draw(encoded, tmp_path):
+def test_phases_train_save_and_draw(encoded, tmp_path, drawn):
     kept = []
 
     class Keeper(Tracker):
@@ -87,6 +104,10 @@ def test_phases_train_save_and_draw(encoded, tmp_path):
     second = train(encoded, tmp_path, "phase2", init=tmp_path / "states" / "phase1", critic=critic)
     assert second["images_total"] == first["images"] + second["images"]
     assert second["dropped_by_critic"] > 0.2
+    # The ledger of both phases counts every sample as often as it was drawn.
+    counts = np.bincount(np.concatenate(drawn), minlength=len(keys))
+    ledger = Ledger.load(tmp_path / "states" / "phase2" / "ledger")
+    assert counts.sum() == second["images_total"] and (ledger.drawn == counts).all()
     pipe = DJEPAPipeline.from_pretrained(tmp_path / "models" / "phase2")
     for size in ((24, 24), (32, 24)):
         image = pipe(["a photo of a red circle"], width=size[0], height=size[1]).images[0]
@@ -94,8 +115,11 @@ def test_phases_train_save_and_draw(encoded, tmp_path):
 
 
 @pytest.mark.parametrize("killed_after", [1, 5])
-def test_kill_and_resume_give_the_same_weights(encoded, tmp_path, monkeypatch, killed_after):
+def test_kill_and_resume_give_the_same_weights_and_samples(
+    encoded, tmp_path, monkeypatch, killed_after, drawn
+):
     train(encoded, tmp_path / "whole")
+    whole_ids, drawn[:] = list(drawn), []
     params = tiny_params()
     params["training"]["snapshot_seconds"] = 0
     save, saves = phases.Snapshots.save, []
@@ -111,6 +135,7 @@ def test_kill_and_resume_give_the_same_weights(encoded, tmp_path, monkeypatch, k
         with pytest.raises(Kill):
             train(encoded, tmp_path / "broken", params=params)
     train(encoded, tmp_path / "broken", params=params)
+    assert drawn == whole_ids  # none repeated, none lost
     for name in ("model", "ema", "target", "optimizer"):
         whole, broken = (
             load_file(tmp_path / which / "states" / "phase1" / f"{name}.safetensors")
