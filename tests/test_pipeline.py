@@ -15,7 +15,7 @@ from components.model import DJEPAPipeline
 from components.model.dit import FlowDiT, FlowDiTConfig
 from components.model.djepa import DJEPA, DJEPAConfig
 from components.model.network import NetworkConfig
-from components.model.sampler import SamplerConfig, shifted_times
+from components.model.sampler import SamplerConfig, chance, shifted_times
 from components.tokens.text import WordEncoder
 from components.tokens.tokenizer import PatchTokenizer
 
@@ -309,6 +309,23 @@ def test_an_adapter_that_does_not_fit_is_refused_and_leaves_no_trace(
         pipe.fuse_lora()
 
 
+def test_generate_draws_with_an_adapter_an_offset_and_guidance(
+    pipe: DJEPAPipeline, tmp_path: Path
+) -> None:
+    from components.generate import generate
+
+    pipe.save_pretrained(tmp_path / "model")
+    pipe.add_lora(2, 2)
+    pipe.save_lora_weights(tmp_path / "lora")
+    out = tmp_path / "out" / "ring.png"
+    drawn = generate("a ring", tmp_path / "model", "32x16", 2, 5, out, 1.0, 3.0, tmp_path / "lora")
+    assert [path.name for path in drawn] == ["ring-0.png", "ring-1.png"]
+    expected = pipe(
+        "a ring", 16, 32, guidance_scale=1.0, layout_offset=3.0, generator=seeded(6)
+    ).images[0]
+    assert levels(Image.open(drawn[1]), expected) <= 1
+
+
 # ---- bad calls
 
 
@@ -392,3 +409,20 @@ def test_folders_that_hold_another_model_are_refused(
         DJEPAPipeline.from_pretrained(folder)
     with pytest.raises(UserError, match="12 channels a token and the tokeniser gives 8"):
         DJEPAPipeline(DJEPA(CONFIG), PatchTokenizer(4, 8), WordEncoder(16, 24), SAMPLER)
+
+
+# ---- speed
+
+
+@pytest.mark.parametrize("guidance", [6.0, 1.0])
+def test_ours_draws_what_the_published_way_draws(pipe: DJEPAPipeline, guidance: float) -> None:
+    from benchmarks.sampling import ours, published
+
+    prompts = ["a red circle", "two blue squares left of a bar"]
+    config = SamplerConfig(5, 6, guidance, 0.8, 4.5, width=20, height=12)
+    drawn = [chance(15, 12, generator) for generator in seeded(0, 1)]
+    order, noise = (torch.stack(each) for each in zip(*drawn, strict=True))
+    what = (pipe.transformer, pipe.text_encoder, prompts, (5, 3), config, order, noise)
+    tokens = published(*what)
+    assert torch.allclose(ours(*what), tokens, rtol=1e-4, atol=1e-4)
+    assert tokens.std() > 0.1
