@@ -16,6 +16,7 @@ encoding once saves.
 import argparse
 import sys
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -140,14 +141,14 @@ def main() -> None:
             ]
             order, noise = (torch.stack(each) for each in zip(*drawn, strict=True))
             what = (model, encoder, prompts, (SIDE, SIDE), config, order, noise)
-            ways = {"published": lambda: published(*what), "ours": lambda: ours(*what)}
+            ways = {"published": published, "ours": ours}
             if guidance == 1:
-                ways["without"] = lambda: published(*what, unconditional=False)
+                ways["without"] = partial(published, unconditional=False)
             best, tokens = dict.fromkeys(ways, float("inf")), {}
             for _ in range(given.repeats):
                 for name, way in ways.items():
                     started = time.process_time()
-                    tokens[name] = way()
+                    tokens[name] = way(*what)
                     best[name] = min(best[name], time.process_time() - started)
             difference = float((tokens["published"] - tokens["ours"]).abs().max())
             left_out = f"{best['without'] / best['ours']:.2f}" if guidance == 1 else ""

@@ -58,7 +58,7 @@ def model_card(parts: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     sampler, config = parts["sampler"], parts["transformer"].config
     millions = sum(p.numel() for p in network.parameters()) / 1e6
     described = {
-        "network": f"{type(network).__name__}, {millions:.1f} million parameters, {config.width} wide",
+        "network": f"{type(network).__name__}, {config.width} wide, {millions:.1f} M parameters",
         "an image token": f"{tokenizer.patch}x{tokenizer.patch} px in {tokenizer.channels} numbers",
         "text encoder": f"{type(text).__name__}, at most {text.length} tokens, frozen",
         "draws by itself": f"{sampler.width}x{sampler.height} px, {sampler.autoregressive_steps} "

@@ -25,7 +25,7 @@ from components.model.request import (
 )
 from components.model.sampler import AfterStep, SamplerConfig, chance, sample_tokens, step_count
 from components.tokens.text import TextEncoder
-from components.tokens.tokenizer import PatchTokenizer
+from components.tokens.tokenizer import ImageTokenizer
 
 Shape = tuple[tuple[int, int], float | None]  # size (w, h) in tokens, VoPE's b
 Generator = torch.Generator | Sequence[torch.Generator] | None
@@ -55,7 +55,7 @@ class DJEPAPipeline(LoraMixin):
     def __init__(
         self,
         transformer: Network,
-        tokenizer: PatchTokenizer,
+        tokenizer: ImageTokenizer,
         text_encoder: TextEncoder,
         sampler: SamplerConfig,
     ) -> None:
@@ -79,9 +79,10 @@ class DJEPAPipeline(LoraMixin):
         return next(self.transformer.parameters()).device
 
     def to(self, device: torch.device | str) -> "DJEPAPipeline":
-        """Move network and tokeniser to a device."""
+        """Move all parts to a device."""
         self.transformer.to(device)
         self.tokenizer.to(device)
+        self.text_encoder.to(device)
         return self
 
     def set_progress_bar_config(self, **settings: Any) -> None:
@@ -136,7 +137,7 @@ class DJEPAPipeline(LoraMixin):
             ) from error
         return cls(
             load_network(folder / "transformer"),
-            PatchTokenizer.from_pretrained(folder / "tokenizer"),
+            ImageTokenizer.from_pretrained(folder / "tokenizer"),
             TextEncoder.from_pretrained(folder / "text_encoder"),
             sampler,
         )
@@ -309,7 +310,7 @@ def _trimmed(states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return states[:, :length], mask[:, :length]
 
 
-def _check_fit(transformer: Network, tokenizer: PatchTokenizer, text_encoder: TextEncoder) -> None:
+def _check_fit(transformer: Network, tokenizer: ImageTokenizer, text_encoder: TextEncoder) -> None:
     for what, network, other, part in (
         ("channels a token", transformer.config.channels, tokenizer.channels, "tokeniser"),
         ("numbers a text state", transformer.config.text_width, text_encoder.width, "text encoder"),
