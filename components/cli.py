@@ -69,11 +69,19 @@ def generate(
     out: Annotated[Path, typer.Option(help="PNG file; several pictures get -0, -1, …")] = Path(
         "generated.png"
     ),
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale, 1 for none; by default the model's")
+    ] = None,
+    layout_offset: Annotated[
+        float | None,
+        typer.Option(help="Moves the layout of a picture that is not square: VoPE's b, in tokens"),
+    ] = None,
+    lora: Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter")] = None,
 ) -> None:
     """Draw a prompt to a PNG."""
     from components.generate import generate as draw
 
-    for path in draw(prompt, model, size, images, seed, out):
+    for path in draw(prompt, model, size, images, seed, out, guidance, layout_offset, lora):
         print(path)
 
 

@@ -36,15 +36,34 @@ def parse_size(size: str) -> tuple[int, int]:
 
 
 def generate(
-    prompt: str, model: Path | None, size: str | None, images: int, seed: int, out: Path
+    prompt: str,
+    model: Path | None,
+    size: str | None,
+    images: int,
+    seed: int,
+    out: Path,
+    guidance: float | None = None,
+    layout_offset: float | None = None,
+    lora: Path | None = None,
 ) -> list[Path]:
     """Draw `images` pictures of `prompt`; picture i has seed + i.
+
+    Args:
+        prompt: what to draw.
+        model: a model folder; None is the last one trained here.
+        size: WxH in pixels; None is the model's.
+        images: how many.
+        seed: of the first picture.
+        out: PNG file; several pictures get -0, -1, … at the end of their names.
+        guidance: scale of classifier-free guidance; None is the model's.
+        layout_offset: VoPE's b in tokens; None is centred.
+        lora: folder of a LoRA adapter to draw with.
 
     Returns:
         The PNG files written.
 
     Raises:
-        UserError: no such model, an impossible size, an empty prompt.
+        UserError: no such model or adapter, an impossible size or offset, an empty prompt.
     """
     if not prompt.strip():
         raise UserError("The prompt is empty: say what to draw.")
@@ -52,11 +71,21 @@ def generate(
     folder = model or last_model()
     if not (folder / "model_index.json").exists():
         raise UserError(f"{folder} is not a model folder: it has no model_index.json.")
+    import torch  # what is wrong above is said without waiting for it
+
     from components.model import DJEPAPipeline
 
     pipeline = DJEPAPipeline.from_pretrained(folder)
-    seeds = [seed + i for i in range(images)]
-    pictures = pipeline([prompt] * images, seeds=seeds, **sides).images
+    if lora is not None:
+        pipeline.load_lora_weights(lora)
+    pictures = pipeline(
+        prompt,
+        num_images_per_prompt=images,
+        generator=[torch.Generator().manual_seed(seed + i) for i in range(images)],
+        guidance_scale=guidance,
+        layout_offset=layout_offset,
+        **sides,
+    ).images
     out.parent.mkdir(parents=True, exist_ok=True)
     paths = []
     for number, picture in enumerate(pictures):

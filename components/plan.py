@@ -14,7 +14,6 @@ from scipy.stats import truncnorm
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from components.errors import UserError
 from components.model import flops
 from components.model.build import build_network
 from components.model.djepa import DJEPA
@@ -60,7 +59,7 @@ def plan(params: Mapping[str, Any], gpus: int) -> dict[str, Any]:
             "images_per_second": peak / cost,
             "days": images * cost / peak / 86400,
         }
-    sampler = _sampler(params)
+    sampler = SamplerConfig.from_params(params)
     drawn = tokens_of(assumed["draw"], patch)
     width, height = rung_size(assumed["draw"])
     return {
@@ -315,11 +314,6 @@ def cache(params: Mapping[str, Any], channels: int, patch: int, text_width: int)
         "text_per_sample": text,
         "total": int(samples) * (latents + text),
     }
-
-
-def _sampler(params: Mapping[str, Any]) -> SamplerConfig:
-    settings = params["evaluation"]["sampler"]
-    return SamplerConfig(**{name: settings[name] for name in SamplerConfig.__dataclass_fields__})
 
 
 def text(found: Mapping[str, Any]) -> str:

@@ -41,12 +41,12 @@ class Truthful:
         self.honesty = honesty
         self.by_prompt = {m["prompt"]: m for task in tasks.TASKS for m in WORLD.all_prompts(task)}
 
-    def __call__(self, prompts: list[str], **settings: Any) -> SimpleNamespace:
+    def __call__(self, prompt: list[str], **settings: Any) -> SimpleNamespace:
         width, height = settings["width"], settings["height"]
         images = []
-        for prompt, seed in zip(prompts, settings["seeds"], strict=True):
-            rng = np.random.default_rng(seed)
-            metadata = self.by_prompt[prompt]
+        for text, generator in zip(prompt, settings["generator"], strict=True):
+            rng = np.random.default_rng(generator.initial_seed())
+            metadata = self.by_prompt[text]
             if rng.random() > self.honesty:
                 others = WORLD.all_prompts(metadata["tag"])
                 metadata = others[int(rng.integers(len(others)))]

@@ -135,7 +135,7 @@ def made(params, tmp_path_factory):
     encoded = EncodedSet.open(root / "encoded")
     torch.manual_seed(0)
     model = DJEPA(tiny_config(8, 32))
-    sampler = SamplerConfig(2, 2, 1.0, 1.0, 1.0)
+    sampler = SamplerConfig(2, 2, 1.0, 1.0, 1.0, 16, 16)
     pipe = DJEPAPipeline(model, encoded.tokenizer(), encoded.text_encoder(), sampler)
     pipe.save_pretrained(root / "models" / "phase1")
     state = root / "states" / "phase1"
@@ -173,7 +173,8 @@ def test_references_are_a_geneval_folder_of_seen_prompts(made, params, tmp_path)
     # The same seed draws the same picture again.
     row = table.iloc[3]
     pipe = DJEPAPipeline.from_pretrained(made / "models/phase1")
-    again = pipe([row["prompt"]], width=16, height=16, seeds=[int(row["seed"])]).images[0]
+    generator = torch.Generator().manual_seed(int(row["seed"]))
+    again = pipe(row["prompt"], generator=generator).images[0]
     assert (np.asarray(again) == np.asarray(Image.open(tmp_path / "r1" / row["file"]))).all()
 
 
@@ -219,7 +220,9 @@ def test_pictures_do_not_depend_on_the_number_of_processes(made):
 
     def drawn(workers):
         model = made / "models/phase1"
-        pictures = draw_pictures(model, jobs, (16, 16), 4, {"steps": 3}, workers, "test")
+        pictures = draw_pictures(
+            model, jobs, (16, 16), 4, {"autoregressive_steps": 3}, workers, "test"
+        )
         return [np.asarray(picture) for picture in pictures]
 
     one, two = drawn(1), drawn(2)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from components.errors import UserError
 from components.model.build import build_network
 from components.model.djepa import DJEPA
-from components.model.sampler import SamplerConfig, sample_tokens
+from components.model.sampler import SamplerConfig, chance, sample_tokens
 from components.training.batch import Picture, grouped, packed
 from components.training.draw import draw_for
 from components.training.losses import losses
@@ -170,9 +170,10 @@ def test_the_baseline_draws_any_size():
     states, mask = torch.randn(2, 3, 6), torch.ones(2, 3, dtype=torch.bool)
 
     def draw(rows, scale):
-        generators = [torch.Generator().manual_seed(i) for i in rows]
-        config = SamplerConfig(1, 4, scale, 1.0, 1.0)
-        return sample_tokens(model, states[rows], mask[rows], (4, 3), config, generators)
+        drawn = [chance(12, 4, torch.Generator().manual_seed(i)) for i in rows]
+        order, noise = (torch.stack(each) for each in zip(*drawn, strict=True))
+        config = SamplerConfig(1, 4, scale, 1.0, 1.0, 16, 12)
+        return sample_tokens(model, states[rows], mask[rows], (4, 3), config, order, noise)
 
     both = draw([0, 1], 2.0)
     assert both.shape == (2, 12, 4) and both.isfinite().all()

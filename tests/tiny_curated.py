@@ -150,12 +150,13 @@ def tiny_params() -> dict[str, Any]:
             "most_dropped": 0.9,
         },
         "evaluation": {
+            "size": "24x24",
             "sampler": {
-                "steps": 3,
-                "flow_steps": 2,
+                "autoregressive_steps": 3,
+                "num_inference_steps": 2,
                 "guidance_scale": 2.0,
                 "temperature": 0.9,
                 "time_shift": 1.0,
-            }
+            },
         },
     }

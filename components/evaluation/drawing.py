@@ -18,7 +18,7 @@ Job = tuple[str, int]  # prompt and seed
 class Pipeline(Protocol):
     """What is used of a text-to-image pipeline."""
 
-    def __call__(self, prompts: list[str], **settings: Any) -> Any:
+    def __call__(self, prompt: list[str], **settings: Any) -> Any:
         """Returns an object with `images`: a list of PIL pictures, one a prompt."""
 
 
@@ -26,7 +26,9 @@ def load_pipeline(model: Path) -> Pipeline:
     """The pipeline of the folder `models/NAME`, on the GPU if there is one."""
     from components.model import DJEPAPipeline
 
-    return DJEPAPipeline.from_pretrained(model).to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline = DJEPAPipeline.from_pretrained(model)
+    pipeline.set_progress_bar_config(disable=True)  # `draw_pictures` says how far it is
+    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def draw_pictures(
@@ -49,16 +51,25 @@ def draw_pictures(
         jobs: prompt and seed of each picture.
         size: width and height in pixels.
         batch: pictures drawn at once by a process.
-        sampler: settings of the pipeline's sampler to replace.
+        sampler: settings of the pipeline's sampler to replace, by the pipeline's argument names.
         workers: processes. With 1, on a GPU, or with a `load` of one's own, this process draws.
         what: named by the progress lines.
         load: how a model folder becomes a pipeline.
 
     Raises:
-        UserError: no worker, a process died, or the pipeline refused folder, size or settings.
+        UserError: no worker, an unknown setting, a process died, or the pipeline refused folder,
+            size or settings.
     """
     if workers < 1:
         raise UserError(f"evaluation.workers is {workers}: set it to at least 1 in params/.")
+    from components.model.sampler import SamplerConfig
+
+    names = sorted(set(SamplerConfig.__dataclass_fields__) - {"width", "height"})
+    if not set(sampler) <= set(names):
+        raise UserError(
+            f"The sampler has no setting {', '.join(sorted(set(sampler) - set(names)))}: it has "
+            f"{', '.join(names)}; correct `sampler` in params/."
+        )
     if load is not load_pipeline or torch.cuda.is_available():
         workers = 1
     parts = [jobs[i : i + batch] for i in range(0, len(jobs), batch)]
@@ -89,8 +100,7 @@ def _drawer(
             [prompt for prompt, _ in part],
             width=size[0],
             height=size[1],
-            seeds=[seed for _, seed in part],
-            batch_size=len(part),
+            generator=[torch.Generator().manual_seed(seed) for _, seed in part],
             **sampler,
         ).images
 

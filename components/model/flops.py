@@ -83,20 +83,26 @@ def train_image(
 
 def drawn_picture(network: Network, text: float, tokens: int, sampler: SamplerConfig) -> float:
     """A picture drawn, the frozen encoders and the decoder left out."""
+    # A dropped prompt is one token.
+    texts = [text] if sampler.guidance_scale == 1.0 else [text, 1.0]
+    return sum(_drawn(network, each, tokens, sampler) for each in texts)
+
+
+def _drawn(network: Network, text: float, tokens: int, sampler: SamplerConfig) -> float:
+    """One half of the guidance of a picture drawn."""
     config = network.config
     text += config.buffer_tokens
-    passes = 1 if sampler.guidance_scale == 1.0 else 2
     total = text_input(config, text)
     if isinstance(network, FlowDiT):
-        steps = sampler.flow_steps * (_whole(network.config, text, tokens) - total)
-        return passes * (total + steps)
+        steps = _whole(network.config, text, tokens) - total
+        return total + sampler.num_inference_steps * steps
     assert isinstance(network, DJEPA) and isinstance(config, DJEPAConfig)
     visible = 0
-    for step in cosine_step(sampler.steps, tokens):
+    for step in cosine_step(sampler.autoregressive_steps, tokens):
         total += encoder(config, text, visible) + predictor(config, text, tokens, step)
         visible += step
-    total += tokens * (head_conditions(config) + sampler.flow_steps * head_velocity(config))
-    return passes * total
+    each = head_conditions(config) + sampler.num_inference_steps * head_velocity(config)
+    return total + tokens * each
 
 
 def _whole(config: NetworkConfig, text: float, tokens: float) -> float:

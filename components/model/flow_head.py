@@ -67,25 +67,28 @@ class FlowHead(nn.Module):
         blocks = cast(list[FlowBlock], self.blocks)
         return [condition, *(block.from_z(activated) for block in blocks)]
 
-    def velocity(
-        self, x: Tensor, t: Tensor, conditions: list[Tensor], picture: Tensor | None = None
-    ) -> Tensor:
-        """Velocity (B, H, K, C) of x (B, H, K, C) at t (B or 1, 1, K), under `conditions`.
+    def moments(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """What times t (…) add to the input, (…, width), and to each modulation, (…, 3·width)."""
+        moment = self.time(time_features(t, self.width).to(self.from_t.weight.dtype))
+        return moment, self.from_t(F.silu(moment))
 
-        Packed pictures, B = 1: t is (1, pictures, K), and `picture` (H,) says which is whose.
-        """
-        moment = self.time(time_features(t, self.width).to(x.dtype))
-        from_t = self.from_t(F.silu(moment))
-        if picture is not None:
-            moment, from_t = moment[:, picture], from_t[:, picture]
+    def velocity(
+        self, x: Tensor, moments: tuple[Tensor, Tensor], conditions: list[Tensor]
+    ) -> Tensor:
+        """Velocity (B, H, K, C) of x (B, H, K, C) at the `moments` of t under `conditions` of z."""
+        moment, from_t = moments
         h = self.input(x) + conditions[0] + moment
         for block, from_z in zip(self.blocks, conditions[1:], strict=True):
             h = block(h, from_z, from_t)
         return self.output(self.norm(h))
 
     def forward(self, x: Tensor, t: Tensor, z: Tensor, picture: Tensor | None = None) -> Tensor:
-        """Velocity (B, H, K, C) of x (B, H, K, C) under z (B, H, D); t, picture as in `velocity`.
+        """Velocity (B, H, K, C) of x (B, H, K, C) at t (B or 1, 1, K), under z (B, H, D).
 
-        K is the number of draws of (t, noise) a token.
+        K is the number of draws of (t, noise) a token. Packed pictures, B = 1: t is
+        (1, pictures, K), and `picture` (H,) says which is whose.
         """
-        return self.velocity(x, t, self.conditions(z), picture)
+        moment, from_t = self.moments(t)
+        if picture is not None:
+            moment, from_t = moment[:, picture], from_t[:, picture]
+        return self.velocity(x, (moment, from_t), self.conditions(z))

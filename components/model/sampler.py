@@ -1,26 +1,69 @@
-"""Sampling: Algorithm 1 of the paper, masked autoregression with a flow head a token."""
+"""Sampling: Algorithm 1 of the paper, masked autoregression with a flow head a token.
+
+What stays the same while a picture is drawn is computed once for it: the frozen text states and
+their projection, the tokens' places, the head's part of each time; and once a token the head's
+part of z. `benchmarks/sampling.py` measures what that saves.
+"""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from components.errors import UserError
 from components.model.dit import FlowDiT
 from components.model.djepa import DJEPA
+from components.model.flow_head import FlowHead
+from components.model.layout import Layout
 from components.model.network import Network
+
+# Step, how much is done (share of the tokens drawn; of the baseline: t), tokens (B, N, C) in
+# raster order; gives these tokens, or others to go on with.
+AfterStep = Callable[[int, float, Tensor], Tensor]
+Half = tuple[Tensor, Layout]  # the text (B, L, D) and the places of one half of the guidance
 
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """How pictures are drawn; the paper: 64 steps, 250 Euler steps, scale 6, shift 4.5."""
+    """How a model draws where a call does not say otherwise.
 
-    steps: int  # T, autoregressive steps
-    flow_steps: int  # Euler steps a token
+    The paper: 64 autoregressive steps, 250 Euler steps, guidance 6, time shift 4.5. Raises
+    UserError for a number that cannot be.
+    """
+
+    autoregressive_steps: int  # T, in each of which more tokens are drawn
+    num_inference_steps: int  # Euler steps of the flow head, a token
     guidance_scale: float  # s of v = v_u + s·(v_c − v_u); 1 leaves guidance out
     temperature: float  # standard deviation of the initial noise
     time_shift: float  # s of t' = t / (t + s·(1 − t)); 1 leaves the times even
+    width: int  # pixels
+    height: int
+
+    def __post_init__(self) -> None:
+        for name in ("autoregressive_steps", "num_inference_steps", "width", "height"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UserError(f"{name} is {value!r}: give a whole number from 1 on.")
+        for name in ("guidance_scale", "temperature", "time_shift"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise UserError(f"{name} is {value!r}: give a finite number.")
+        if self.temperature < 0 or self.time_shift <= 0:
+            raise UserError(
+                f"temperature is {self.temperature} and time_shift {self.time_shift}: give a "
+                "temperature from 0 on and a time_shift above 0."
+            )
+
+    @classmethod
+    def from_params(cls, params: Mapping[str, Any]) -> "SamplerConfig":
+        """The settings and the size that `params.evaluation` draws with."""
+        evaluation = params["evaluation"]
+        width, height = (int(side) for side in evaluation["size"].split("x"))
+        return cls(**evaluation["sampler"], width=width, height=height)
 
 
 def cosine_step(steps: int, tokens: int) -> list[int]:
@@ -48,6 +91,23 @@ def shifted_times(flow_steps: int, shift: float) -> Tensor:
     return t / (t + shift * (1 - t))
 
 
+def chance(tokens: int, channels: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """All that is random in a picture: its tokens' order (N,) and, in that order, noise (N, C).
+
+    On the generator's device; without one, of PyTorch's own generator.
+    """
+    device = torch.device("cpu") if generator is None else generator.device
+    order = torch.randperm(tokens, generator=generator, device=device)
+    return order, torch.randn(tokens, channels, generator=generator, device=device)
+
+
+def step_count(model: Network, config: SamplerConfig, tokens: int) -> int:
+    """Steps in which a picture of that many tokens is drawn: those of `AfterStep`."""
+    if isinstance(model, FlowDiT):
+        return config.num_inference_steps
+    return min(config.autoregressive_steps, tokens)
+
+
 @torch.no_grad()
 def sample_tokens(
     model: Network,
@@ -55,80 +115,85 @@ def sample_tokens(
     mask: Tensor,
     size: tuple[int, int],
     config: SamplerConfig,
-    generators: list[torch.Generator],
+    order: Tensor,
+    noise: Tensor,
+    shift: float | None = None,
+    after_step: AfterStep | None = None,
 ) -> Tensor:
     """Tokens (B, N, C) in raster order for text states (B, L, E), mask (B, L).
 
-    size (W, H) in tokens. generators: one a picture, on the CPU, so that a picture depends on its
-    own seed and not on its batch. The baseline transformer (components/model/dit.py) has no order:
-    it moves all tokens at once.
+    size (W, H) in tokens; order (B, N) and noise (B, N, C) as `chance` gives them for each
+    picture, which depends on nothing else of its batch; shift: VoPE's b, None = centred.
     """
-    batch, count, device = states.shape[0], size[0] * size[1], states.device
-    channels = model.config.channels
-    order = torch.stack([torch.randperm(count, generator=g) for g in generators]).to(device)
-    noise = torch.stack([torch.randn(count, channels, generator=g) for g in generators]).to(device)
-    noise = noise * config.temperature  # B N C, in the order's order
-    times = shifted_times(config.flow_steps, config.time_shift).to(device)
-    guided = config.guidance_scale != 1.0
-    drop = torch.zeros(batch, dtype=torch.bool, device=device)
-    if guided:
-        states, mask = torch.cat([states, states]), torch.cat([mask, mask])
-        drop = torch.cat([drop, ~drop])
-    if isinstance(model, FlowDiT):
-        return _whole(model, states, mask, drop, order, size, noise, times, config.guidance_scale)
-    assert isinstance(model, DJEPA)
-    tokens = torch.zeros(batch, count, channels, device=device)
-    visible = 0
-    for step in cosine_step(config.steps, count):
-        twice = (lambda x: torch.cat([x, x])) if guided else (lambda x: x)
-        z = model.condition(states, mask, twice(tokens), twice(order), visible, size, drop, step)
-        x = noise[:, visible : visible + step]
-        x = _flow(model, z, x, times, config.guidance_scale)
-        place = order[:, visible : visible + step, None].expand(-1, -1, channels)
-        tokens = tokens.scatter(1, place, x)
-        visible += step
-    return tokens
+
+    def half(states: Tensor, mask: Tensor, drop: Tensor | None) -> Half:
+        prompt = model.prompt(states, mask, drop)
+        text_in = (model if isinstance(model, FlowDiT) else cast(DJEPA, model).encoder).text_in
+        return text_in(prompt), model.layout(prompt, order, size, shift)
+
+    halves = [half(states, mask, None)]
+    if config.guidance_scale != 1.0:
+        # A dropped prompt is one token, however long it was.
+        drop = torch.ones(mask.shape[0], dtype=torch.bool, device=mask.device)
+        halves.append(half(states[:, :1], mask[:, :1], drop))
+    times = shifted_times(config.num_inference_steps, config.time_shift).to(noise.device)
+    noise = noise * config.temperature
+    scale = config.guidance_scale
+
+    def heard(step: int, share: float | Tensor, tokens: Tensor) -> Tensor:
+        """What `after_step` makes of tokens in the order's order, in that order."""
+        if after_step is None:
+            return tokens
+        raster = after_step(step, float(share), _raster(tokens, order))
+        return raster.gather(1, order[..., None].expand_as(raster))
+
+    if isinstance(model, FlowDiT):  # the baseline has no order: it moves all tokens at once
+        tokens = noise
+        for step, (start, end) in enumerate(pairwise(times)):
+            t = start.expand(len(noise))
+            v = torch.cat([model.velocity(tokens, t, *each) for each in halves])
+            tokens = heard(step, end, tokens + (end - start) * _guided(v, scale, len(noise)))
+        return _raster(tokens, order)
+    model = cast(DJEPA, model)
+    moments = model.head.moments(times[:-1].view(-1, 1, 1, 1))
+    tokens, visible = torch.zeros_like(noise), 0
+    for step, drawn in enumerate(cosine_step(config.autoregressive_steps, noise.shape[1])):
+        seen, now = tokens[:, :visible], slice(visible, visible + drawn)
+        z = torch.cat([model.predict(text, seen, layout, drawn) for text, layout in halves])
+        tokens[:, now] = _denoise(model.head, z, noise[:, now], times, moments, scale)
+        visible += drawn
+        tokens = heard(step, visible / noise.shape[1], tokens)
+    return _raster(tokens, order)
 
 
-def _flow(model: DJEPA, z: Tensor, x: Tensor, times: Tensor, scale: float) -> Tensor:
-    """Euler steps from noise x (B, n, C) to data under z (B or 2B, n, D)."""
-    guided = scale != 1.0
-    conditions = model.head.conditions(z)
-    for start, end in pairwise(times):
-        both = torch.cat([x, x]) if guided else x
-        v = model.head.velocity(both[:, :, None], start.view(1, 1, 1), conditions)[:, :, 0]
-        if guided:
-            conditional, unconditional = v.chunk(2)
-            v = unconditional + scale * (conditional - unconditional)
-        x = x + (end - start) * v
-    return x
-
-
-def _whole(
-    model: FlowDiT,
-    states: Tensor,
-    mask: Tensor,
-    drop: Tensor,
-    order: Tensor,
-    size: tuple[int, int],
-    noise: Tensor,
+def _denoise(
+    head: FlowHead,
+    z: Tensor,
+    x: Tensor,
     times: Tensor,
+    moments: tuple[Tensor, Tensor],
     scale: float,
 ) -> Tensor:
-    """Tokens (B, N, C) in raster order by Euler steps from noise (B, N, C), in the order's order.
+    """Euler steps from noise x (B, n, C) to data under z (B, n, D), or (2B, n, D) if guided.
 
-    states, mask and drop are those of B pictures, or of 2B with guidance.
+    moments: of all times but the last (S, 1, 1, 1, …).
     """
-    prompt = model.prompt(states, mask, drop)
-    text = model.text_in(prompt)
-    guided = len(states) > len(noise)
-    twice = (lambda x: torch.cat([x, x])) if guided else (lambda x: x)
-    layout = model.layout(prompt, twice(order), size)
-    x = noise
-    for start, end in pairwise(times):
-        v = model.velocity(twice(x), start.expand(len(states)), text, layout)
-        if guided:
-            conditional, unconditional = v.chunk(2)
-            v = unconditional + scale * (conditional - unconditional)
-        x = x + (end - start) * v
-    return torch.zeros_like(x).scatter(1, order[..., None].expand_as(x), x)
+    conditions, guided = head.conditions(z), len(z) > len(x)
+    x = x[:, :, None]  # one draw a token
+    for step, moment in zip(times.diff(), zip(*moments, strict=True), strict=True):
+        v = head.velocity(torch.cat([x, x]) if guided else x, moment, conditions)
+        x = x + step * _guided(v, scale, len(x))
+    return x[:, :, 0]
+
+
+def _guided(v: Tensor, scale: float, batch: int) -> Tensor:
+    """v_u + s·(v_c − v_u) of v (2B, …), conditional first; v itself where it is (B, …)."""
+    conditional, unconditional = v[:batch], v[batch:]
+    if not len(unconditional):
+        return v
+    return unconditional + scale * (conditional - unconditional)
+
+
+def _raster(tokens: Tensor, order: Tensor) -> Tensor:
+    """Tokens (B, N, C) in the order's order (B, N) put into raster order."""
+    return torch.zeros_like(tokens).scatter(1, order[..., None].expand_as(tokens), tokens)

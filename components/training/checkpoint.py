@@ -191,10 +191,9 @@ def save_model_folder(
     folder: Path, model: Network, encoded: EncodedSet, params: dict[str, Any]
 ) -> None:
     """Write a pipeline folder: this network, the encoded set's tokeniser and text encoder."""
-    settings = params["evaluation"]["sampler"]
-    names = SamplerConfig.__dataclass_fields__
-    sampler = SamplerConfig(**{name: settings[name] for name in names})
-    pipeline(model, encoded, sampler).save_pretrained(Path(folder))
+    sampler = SamplerConfig.from_params(params)
+    facts = {"scale": params["scale"]} if "scale" in params else None
+    pipeline(model, encoded, sampler).save_pretrained(folder, facts)
 
 
 def pipeline(model: Network, encoded: EncodedSet, sampler: SamplerConfig) -> DJEPAPipeline:

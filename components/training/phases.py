@@ -296,11 +296,11 @@ class Phase:
         captions = sorted(set(self.encoded.index["caption"]))
         rng = np.random.default_rng(_seed(self.params, "grid"))
         chosen = [captions[i] for i in rng.permutation(len(captions))[:12]]
-        settings = self.params["evaluation"]["sampler"]
-        sampler = SamplerConfig(**{n: settings[n] for n in SamplerConfig.__dataclass_fields__})
+        sampler = SamplerConfig.from_params(self.params)
         width, height = self.encoded.rungs[self.settings[self.phase]["rungs"][0]]
         draw = pipeline(averaged, self.encoded, sampler)
-        images = draw(chosen, width=width, height=height).images
+        generators = [torch.Generator().manual_seed(i) for i in range(len(chosen))]
+        images = draw(chosen, height, width, generator=generators).images
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{self.phase}-step-{self.training.step:06d}.png"
             save_grid(path, images, chosen, columns=6)
