@@ -123,7 +123,8 @@ def check(params: Mapping[str, Any]) -> None:
         params: the whole of params.yaml.
 
     Raises:
-        UserError: a number outside its limit, an unknown word, or a round or model named that there is none of.
+        UserError: a number outside its limit, an unknown word, or a round or model named that
+            there is none of.
     """
     for name, value in numbers(params).items():
         for pattern, limit in LIMITS.items():
