@@ -128,7 +128,8 @@ def made(params, tmp_path_factory):
         members = {"png": stream.getvalue(), "txt": caption.encode(), "json": b"{}"}
         samples.append((key, members))
         notions = {f"notion_{w}": w in caption for w in ("red", "blue", "circle", "square")}
-        rows.append({"key": key, "shard": "00000", "caption": caption} | notions)
+        size = {"width": 32, "height": 32}
+        rows.append({"key": key, "shard": "00000", "caption": caption} | size | notions)
     write_shard(root / "curated" / "00000.tar", samples)
     pd.DataFrame(rows).to_parquet(root / "curated" / "manifest.parquet")
     encode(root / "curated", root / "encoded", root / "metrics.json", params, Tracker())

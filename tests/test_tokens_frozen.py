@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
+from benchmarks.tiles import measure
 from components.errors import UserError
 from components.feedback import describe
 from components.tokens import weights
@@ -93,8 +94,9 @@ def test_two_by_two_gathering_loses_nothing(count, channels, height, width):
     assert torch.equal(pixel_shuffle(pixel_unshuffle(latents, 2), 2), latents)
 
 
-def test_batches_of_any_length_give_the_same_tokens(vae):
-    images = pictures(20, 32, 32)  # more pixels than one tile
+def test_batches_of_any_length_give_the_same_tokens(vae_folder):
+    vae = ImageTokenizer.from_config(vae_settings(vae_folder, tile=64))
+    images = pictures(6, 64, 32)  # more pixels than one tile
     together = vae.encode(images)
     torch.testing.assert_close(together, torch.cat([vae.encode(x[None]) for x in images]))
 
@@ -143,28 +145,24 @@ def test_critic_features_come_from_any_tokeniser(vae):
     assert describe.encode_images(Pipe, images).shape == (2, 64, 2, 2)
 
 
-def borders_error(vae, whole, latents, overlap, borders):
-    """Mean difference from the untiled decode in the 8 pixels about the borders."""
-    vae.vae.tile_overlap_factor = overlap
-    difference = (vae.decode(latents) - whole).abs()
-    near = [difference[..., b - 4 : b + 4] for b in borders]
-    near += [difference[..., b - 4 : b + 4, :].transpose(2, 3) for b in borders]
-    return float(torch.cat(near, dim=-1).mean())
-
-
 def test_blended_tiles_differ_less_from_the_untiled_decode_than_hard_ones(vae_folder):
-    vae = ImageTokenizer.from_config(vae_settings(vae_folder, tile=128))
-    untiled = ImageTokenizer.from_config(vae_settings(vae_folder, tile=1024))
-    images = pictures(1, 16, 16).repeat_interleave(16, 2).repeat_interleave(16, 3)
-    latents = untiled.encode(images)
-    whole = untiled.decode(latents)
-    blended = borders_error(vae, whole, latents, 0.25, [96, 192])
-    hard = borders_error(vae, whole, latents, 0.0, [128])
-    assert 0 < blended < hard
-    torch.testing.assert_close(vae.encode(images).shape, latents.shape)
-    # Up to the tile's size nothing is cut.
-    small = latents[..., :8, :8]
-    assert torch.equal(vae.decode(small), untiled.decode(small))
+    figures = measure(ImageTokenizer.from_config(vae_settings(vae_folder, tile=96)), side=192)
+    blended, hard = figures["blended"], figures["four hard tiles"]
+    assert 0 < blended["along"] < 0.95 * hard["along"]
+    # A hard border stands out from what is around it, a blended one does not.
+    assert blended["ratio"] < 1.3 < 1.5 < hard["ratio"]
+
+
+def test_up_to_the_tiles_size_nothing_is_cut(vae_folder):
+    small = ImageTokenizer.from_config(vae_settings(vae_folder, tile=64))
+    large = ImageTokenizer.from_config(vae_settings(vae_folder, tile=1024))
+    images = pictures(1, 64, 64)
+    assert torch.equal(small.encode(images), large.encode(images))
+    wide = pictures(1, 64, 144)
+    tokens = small.encode(wide)
+    assert tokens.shape == (1, 64, 4, 9)
+    assert not torch.equal(tokens, large.encode(wide))
+    assert small.decode(tokens).shape == wide.shape
 
 
 def test_tile_that_cuts_a_latent_is_refused(vae_folder):
@@ -288,15 +286,19 @@ def silent_hub(monkeypatch, tmp_path):
         monkeypatch.setattr(constants, "ENDPOINT", url)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         assert _snapshot_download.constants is constants
-        yield tmp_path / "cache"
+        server.setblocking(False)
+        yield tmp_path / "cache", server
 
 
 def test_hub_that_does_not_answer_is_given_up_within_seconds(silent_hub, monkeypatch):
     monkeypatch.setattr(weights, "HUB_SECONDS", 1.0)
-    started = time.monotonic()
+    place = weights.FrozenWeights("someone/some-vae", "abc123", ("",), "a", "b")
+    started = time.monotonic()  # the loading libraries' import takes seconds by itself
+    with pytest.raises(UserError):
+        place.folder()
+    assert time.monotonic() - started < 20
     with pytest.raises(UserError) as error:
         ImageTokenizer.from_config(vae_settings(Path("someone/some-vae"), revision="abc123"))
-    assert time.monotonic() - started < 10
     command = "hf download someone/some-vae --revision abc123"
     one_sentence(error, "someone/some-vae (revision abc123)", command, "tokenizer=patches")
     with pytest.raises(UserError) as error:
@@ -304,15 +306,15 @@ def test_hub_that_does_not_answer_is_given_up_within_seconds(silent_hub, monkeyp
     one_sentence(error, "someone/some-t5", '--include "text_encoder_3/*"', "text=words")
 
 
-def test_weights_in_the_hubs_cache_need_no_hub(silent_hub, vae_folder, t5_folder):
+def test_weights_in_the_hubs_cache_need_no_hub(silent_hub, vae_folder, t5_folder, monkeypatch):
+    cache, server = silent_hub
     commit = "0123456789abcdef0123456789abcdef01234567"
-    snapshot = silent_hub / "models--someone--both" / "snapshots" / commit
+    snapshot = cache / "models--someone--both" / "snapshots" / commit
     shutil.copytree(vae_folder, snapshot / "vae")
     shutil.copytree(t5_folder, snapshot, dirs_exist_ok=True)
-    refs = silent_hub / "models--someone--both" / "refs"
+    refs = cache / "models--someone--both" / "refs"
     refs.mkdir()
     (refs / "main").write_text(commit)
-    started = time.monotonic()
     for revision in ("main", commit):
         place = {"id": "someone/both", "revision": revision}
         tokenizer = ImageTokenizer.from_config(vae_settings(vae_folder, subfolder="vae") | place)
@@ -321,7 +323,9 @@ def test_weights_in_the_hubs_cache_need_no_hub(silent_hub, vae_folder, t5_folder
         encoder = TextEncoder.from_config(t5_settings(t5_folder) | place)
         assert encoder.encode(["a circle"])[0].shape[2] == 24
         assert encoder.config()["id"] == "someone/both"
-    assert time.monotonic() - started < 5
+    with pytest.raises(BlockingIOError):
+        server.accept()  # nobody called
+    monkeypatch.setattr(weights, "HUB_SECONDS", 0.5)
     with pytest.raises(UserError, match=re.escape("someone/both")):
         ImageTokenizer.from_config(
             vae_settings(vae_folder, subfolder="elsewhere") | {"id": "someone/both"}

@@ -31,7 +31,7 @@ def write_t5(folder: Path, seed: int = 0) -> Path:
     from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
     torch.manual_seed(seed)
-    words = "▁a ▁photo ▁of ▁red ▁blue ▁green ▁circle".split()
+    words = ["▁a", "▁photo", "▁of", "▁red", "▁blue", "▁green", "▁circle"]
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -10.0), ("▁", -2.0)]
     vocabulary += [(word, -3.0) for word in words]
     vocabulary += [(letter, -5.0) for letter in "abcdefghijklmnopqrstuvwxyz"]

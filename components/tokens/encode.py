@@ -189,7 +189,7 @@ def write_text(path: Path, encoder: TextEncoder, captions: list[str], batch: int
                 for caption, each, length in zip(some, encoded, mask.sum(1).tolist(), strict=True):
                     states[caption] = each[:length].bfloat16().cpu()
             for number, caption in enumerate(window, start):
-                file.write(int(offsets[number]), states[caption])
                 offsets[number + 1] = offsets[number] + len(states[caption])
+            file.write(int(offsets[start]), torch.cat([states[caption] for caption in window]))
             progress.at(start + len(window))
         file.finish(offsets)

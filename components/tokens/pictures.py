@@ -50,7 +50,7 @@ def locate(curated: Path, manifest: pd.DataFrame) -> pd.DataFrame:
             f"{len(missing)} pictures of {curated}/manifest.parquet are in no shard, "
             f"{missing[0]} the first; {AGAIN}"
         )
-    names = pd.Categorical.from_codes(shard, categories=[path.name for path in shards])
+    names = pd.Categorical.from_codes(shard, categories=pd.Index([path.name for path in shards]))
     return pd.DataFrame({"shard": names, "offset": offsets, "size": sizes})
 
 
