@@ -7,6 +7,7 @@ The frozen encoders are left out of operations and memory.
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from scipy.stats import truncnorm
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from components.errors import UserError
 from components.model import flops
 from components.model.build import build_network
 from components.model.djepa import DJEPA
@@ -127,7 +129,7 @@ def rung_shares(phase: Mapping[str, Any]) -> dict[str, float]:
     size = {key: float(phase["size"][key]) for key in ("mean", "std", "low", "high")}
     rungs = {name: max(rung_size(name)) for name in phase["rungs"]}
     sides = sorted(set(rungs.values()))
-    bounds = [size["low"], *((a + b) / 2 for a, b in zip(sides, sides[1:], strict=False))]
+    bounds = [size["low"], *((a + b) / 2 for a, b in pairwise(sides))]
     bounds = [min(max(b, size["low"]), size["high"]) for b in bounds] + [size["high"]]
     shares = {}
     for place, side in enumerate(sides):
@@ -221,13 +223,13 @@ def activation_bytes(params: Mapping[str, Any], phase: str) -> int:
     )
 
 
-def memory(params: Mapping[str, Any], gpus: int) -> dict[str, Any]:
-    """Bytes on each GPU by part, for the phase that needs most, and what batch would fit.
+def fixed_bytes(params: Mapping[str, Any], gpus: int) -> dict[str, int]:
+    """Bytes on each GPU by part, whatever the batch.
 
     Under `shard` (FSDP2) weights, gradients, averages and the optimiser's state are divided among
     the GPUs; two blocks' weights are gathered at a time.
     """
-    channels, patch, text_width = widths(params)
+    channels, _, text_width = widths(params)
     training = params["training"]
     with torch.device("meta"):
         network = build_network(params["model"]["network"], channels, text_width, 0)
@@ -240,32 +242,77 @@ def memory(params: Mapping[str, Any], gpus: int) -> dict[str, Any]:
         "ema": 4 * count,
         "target_encoder": 4 * _target_size(network) if jepa else 0,
     }
-    sharded = training["sharding"] == "shard"
-    number = 2 if training["precision"] == "bfloat16" else 4
-    if sharded:
+    half = training["precision"] == "bfloat16"
+    if training["sharding"] == "shard":
         fixed = {name: size // gpus for name, size in fixed.items()}
-        fixed["gathered"] = 2 * number * max(_block_sizes(network))
-    elif training["precision"] == "bfloat16":
+        fixed["gathered"] = 2 * (2 if half else 4) * max(_block_sizes(network))
+    elif half:
         fixed["gathered"] = 2 * count  # autocast's copies of the weights
-    if not sharded and gpus > 1:
-        fixed["gradients"] *= 2  # and the buckets that are exchanged
+    return fixed
+
+
+def memory(params: Mapping[str, Any], gpus: int) -> dict[str, Any]:
+    """Bytes on each GPU by part, for the phase that needs most, and what batch would fit."""
+    training, patch = params["training"], widths(params)[1]
+    fixed = fixed_bytes(params, gpus)
     result: dict[str, Any] = {"sharding": training["sharding"], "per_gpu": {}, "phases": {}}
     for phase in ("phase1", "phase2"):
         images = phase_batch(training[phase], int(training["most_tokens"]) * patch**2)
         mine = math.ceil(images / gpus)
         each = activation_bytes(params, phase)
-        total = sum(fixed.values()) + mine * each
         room = float(params["plan"]["memory"]) * GIB - sum(fixed.values())
         result["phases"][phase] = {
             "images_per_gpu": mine,
             "activations_per_image": each,
             "activations": mine * each,
-            "total": total,
+            "total": sum(fixed.values()) + mine * each,
             "images_that_fit": max(int(room // each), 0),
         }
     worst = max(result["phases"].values(), key=lambda entry: entry["total"])
     result["per_gpu"] = fixed | {"activations": worst["activations"], "total": worst["total"]}
     return result
+
+
+def check_memory(params: Mapping[str, Any], phase: str, processes: int, available: int) -> None:
+    """Refuse a phase that cannot fit, before it starts, and say what would.
+
+    Args:
+        params: the whole tree.
+        phase: phase1 or phase2.
+        processes: that share a batch, each with `available` bytes of its own.
+        available: bytes that one process may take.
+
+    Raises:
+        UserError: weights, optimiser and averages, or they and a batch's activations, need more.
+    """
+    training, patch = params["training"], widths(params)[1]
+    fixed = sum(fixed_bytes(params, processes).values())
+    fitting = "a smaller model (model=NAME), training.sharding=shard over more GPUs"
+    if fixed > available:
+        raise UserError(
+            f"{phase} needs {fixed / GIB:.3g} GiB for weights, gradients, optimiser and averages "
+            f"alone, and {available / GIB:.3g} are free: take {fitting}, or another machine; "
+            "`djepa plan` says what each needs."
+        )
+    images = phase_batch(training[phase], int(training["most_tokens"]) * patch**2)
+    mine = math.ceil(images / processes)
+    settings = params["model"]["network"]
+    depth = sum(int(settings[name]) for name in DEPTHS[settings["kind"]])
+    tokens = min(math.prod(largest_rung(training[phase])) / patch**2, training["most_tokens"])
+    # Some 60 numbers a token, channel and block: only near the limit is the exact count needed,
+    # which takes seconds.
+    if fixed + mine * tokens * int(settings["width"]) * depth * 240 < available / 2:
+        return
+    each = activation_bytes(params, phase)
+    if fixed + mine * each <= available:
+        return
+    batch = int((available - fixed) // each) * processes * int(training[phase]["batch"]) // images
+    fit = f"training.{phase}.batch={batch} fits" if batch else f"take {fitting}"
+    raise UserError(
+        f"{phase} needs {(fixed + mine * each) / GIB:.3g} GiB a process with "
+        f"training.{phase}.batch={training[phase]['batch']}, and {available / GIB:.3g} are free: "
+        f"{fit}; training.checkpointing=blocks needs less."
+    )
 
 
 def largest_rung(phase: Mapping[str, Any]) -> tuple[int, int]:

@@ -303,6 +303,7 @@ def test_muon_on_shards_is_refused_with_the_way_out():
 
 def test_torchrun_trains_what_the_stage_trains_by_itself(checkout: Checkout, encoded_folder):
     shutil.copytree(encoded_folder, checkout.root / "encoded")
+    (checkout.root / "curated").mkdir()  # an input of the stage, read when encoding on demand
     checkout.djepa(
         "compose", "scale=micro", "training.grids=0", "training.phase1.images=64",
         "training.phase1.rungs=[24x24,24x16]",

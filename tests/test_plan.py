@@ -9,10 +9,18 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from components.compose import composed
+from components.errors import UserError
 from components.model import flops
 from components.model.build import build_network
-from components.model.sampler import SamplerConfig, sample_tokens
-from components.plan import activation_bytes, hidden_share, parameters, plan, rung_shares
+from components.model.sampler import SamplerConfig, chance, sample_tokens
+from components.plan import (
+    activation_bytes,
+    check_memory,
+    hidden_share,
+    parameters,
+    plan,
+    rung_shares,
+)
 from components.training.batch import grouped
 from components.training.draw import draw_for, truncated_normal
 from components.training.losses import losses
@@ -63,7 +71,7 @@ def test_presets_have_the_papers_sizes_and_the_baseline_as_many(name):
 
 
 def test_the_demos_network_is_nano():
-    assert parameters(meta(composed([], ROOT)["model"]["network"], 12, 128))["total"] == 1_404_492
+    assert parameters(meta(composed([], ROOT)["model"]["network"], 12, 128))["total"] == 1_401_708
 
 
 def settings_for(kind, hidden):
@@ -99,10 +107,11 @@ def test_operations_are_those_that_a_counter_sees(kind):
     )
     # The counter adds what attention computes again in its backward pass.
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.03)
-    sampler = SamplerConfig(6, 5, 2.0, 1.0, 1.0)
+    sampler = SamplerConfig(6, 5, 2.0, 1.0, 1.0, 32, 24)
     states, mask = torch.randn(1, WORDS, TEXT_WIDTH), torch.ones(1, WORDS, dtype=torch.bool)
     with FlopCounterMode(display=False) as counter:
-        sample_tokens(model, states, mask, SIDE, sampler, [torch.Generator()])
+        order, noise = chance(math.prod(SIDE), CHANNELS, torch.Generator())
+        sample_tokens(model, states, mask, SIDE, sampler, order[None], noise[None])
     expected = flops.drawn_picture(model, WORDS, math.prod(SIDE), sampler)
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.03)
 
@@ -168,6 +177,17 @@ def test_recomputing_blocks_keeps_less_and_sharding_divides():
     optimizer = composed([], ROOT)["training"]["optimizer"] | {"kind": "adamw"}
     sharded = plan(tree(NETWORK, sharding="shard", optimizer=optimizer), 4)["memory"]["per_gpu"]
     assert sharded["weights"] == pytest.approx(plain["per_gpu"]["weights"] / 4, abs=4)
+
+
+def test_too_little_memory_is_said_before_training_with_what_would_fit():
+    params = tree(NETWORK)
+    check_memory(params, "phase1", processes=1, available=2**30)
+    phase = plan(params, 1)["memory"]["phases"]["phase1"]
+    free = int(phase["total"] - 1.5 * phase["activations_per_image"])  # two of four pictures
+    with pytest.raises(UserError, match=r"training.phase1.batch=2 fits"):
+        check_memory(params, "phase1", processes=1, available=free)
+    with pytest.raises(UserError, match="smaller model"):
+        check_memory(params, "phase1", processes=1, available=10_000)
 
 
 def test_means_of_what_is_drawn():

@@ -149,6 +149,7 @@ def tiny_params() -> dict[str, Any]:
             "tempering": 0.0,
             "most_dropped": 0.9,
         },
+        "plan": {"caption_tokens": 4, "tokenizers": {}, "text_widths": {}},
         "evaluation": {
             "size": "24x24",
             "sampler": {

@@ -16,6 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -49,6 +50,15 @@ class Team:
         value = torch.tensor([number], device=self.device)
         dist.broadcast(value, 0)
         return int(value)
+
+
+def room(workers: int) -> tuple[int, int]:
+    """How many processes will share a batch, and how many bytes each of them may take."""
+    started = launched()
+    if torch.cuda.is_available():
+        return started[1] if started else 1, torch.cuda.mem_get_info()[0]
+    processes = started[1] if started else workers
+    return processes, psutil.virtual_memory().available // processes
 
 
 @contextmanager

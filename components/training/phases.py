@@ -15,6 +15,7 @@ from components.feedback.sampler import StatisticalSampler
 from components.feedback.scores import read_scores
 from components.files import write_json
 from components.model.sampler import SamplerConfig
+from components.plan import check_memory
 from components.progress import Progress
 from components.tokens.encoded import EncodedSet
 from components.tracking import Tracker
@@ -27,7 +28,7 @@ from components.training.checkpoint import (
     save_model_folder,
     save_state,
 )
-from components.training.distribution import Team, team
+from components.training.distribution import Team, room, team
 from components.training.engine import Engine
 from components.training.grid import save_grid
 from components.training.optim import rate_at, set_rates
@@ -56,7 +57,9 @@ def train_phase(
     inputs = (
         phase, Path(encoded), init, critic, model_out, state_out, metrics_out, resume_dir, params,
     )  # fmt: skip
-    with team(int(params["training"]["workers"]), _train_beside, *inputs) as place:
+    workers = int(params["training"]["workers"])
+    check_memory(params, phase, *room(workers))
+    with team(workers, _train_beside, *inputs) as place:
         _train(place, tracker, *inputs)
 
 
