@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from components.errors import UserError
 
 COPIED_BELOW = 100_000_000  # bytes; smaller frozen weights are copied into a saved model
@@ -116,7 +114,7 @@ class FrozenWeights:
             reason = _first_line(error)
         raise self.refusal("cannot be loaded", f"{path} cannot be read: {reason}")
 
-    def load(self, model: Any, logging: Any, folder: Path, **options: Any) -> nn.Module:
+    def load(self, model: Any, logging: Any, folder: Path, **options: Any) -> Any:
         """`model.from_pretrained` of diffusers or transformers, frozen, on the CPU.
 
         logging: the library's own, silenced, because the refusal is to be the only sentence.
