@@ -48,14 +48,14 @@ def plan(params: Mapping[str, Any], gpus: int) -> dict[str, Any]:
     text = float(assumed["caption_tokens"])
     peak = gpus * float(assumed["peak_flops"]) * float(assumed["utilisation"])
     phases = {}
-    for phase in ("phase1", "phase2"):
-        shares = rung_shares(training[phase])
+    for name, phase in phases_of(params).items():
+        shares = rung_shares(phase)
         cost = sum(
-            share * image_flops(network, training, text, tokens_of(name, patch))
-            for name, share in shares.items()
+            share * image_flops(network, training, text, tokens_of(rung, patch))
+            for rung, share in shares.items()
         )
-        images = int(training[phase]["images"])
-        phases[phase] = {
+        images = int(phase["images"])
+        phases[name] = {
             "images": images,
             "flops_per_image": cost,
             "images_per_second": peak / cost,
@@ -79,6 +79,14 @@ def plan(params: Mapping[str, Any], gpus: int) -> dict[str, Any]:
         "cache": cache(params, channels, patch, text_width),
         "assumed": dict(assumed),
     }
+
+
+def phases_of(params: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Phase 1, then phase 2 as each round has it."""
+    training = params["training"]
+    rounds = params["feedback"]["rounds"].items()
+    later = {key: training["phase2"] | line.get("phase2", {}) for key, line in rounds}
+    return {"phase1": training["phase1"], **later}
 
 
 def widths(params: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -185,7 +193,7 @@ def saved_bytes(
         return sum(storage.nbytes() for storage in kept.values())
 
 
-def activation_bytes(params: Mapping[str, Any], phase: str) -> int:
+def activation_bytes(params: Mapping[str, Any], phase: Mapping[str, Any]) -> int:
     """Bytes a picture of the phase's largest rung keeps for the backward pass.
 
     Blocks of one kind keep alike, so shallow networks tell what deep ones keep. With activation
@@ -196,7 +204,7 @@ def activation_bytes(params: Mapping[str, Any], phase: str) -> int:
     # The share of hidden tokens is that of the mean, not drawn.
     share = hidden_share(training["mask"])
     training["mask"] = {"mean": share, "std": 0.0, "low": 0.0, "high": 1.0}
-    width, height = largest_rung(training[phase])
+    width, height = largest_rung(phase)
     side = (math.ceil(width / patch), math.ceil(height / patch))
     text = int(params["plan"]["caption_tokens"])
     settings = dict(params["model"]["network"])
@@ -256,12 +264,12 @@ def memory(params: Mapping[str, Any], gpus: int) -> dict[str, Any]:
     training, patch = params["training"], widths(params)[1]
     fixed = fixed_bytes(params, gpus)
     result: dict[str, Any] = {"sharding": training["sharding"], "per_gpu": {}, "phases": {}}
-    for phase in ("phase1", "phase2"):
-        images = phase_batch(training[phase], int(training["most_tokens"]) * patch**2)
+    for name, phase in phases_of(params).items():
+        images = phase_batch(phase, int(training["most_tokens"]) * patch**2)
         mine = math.ceil(images / gpus)
         each = activation_bytes(params, phase)
         room = float(params["plan"]["memory"]) * GIB - sum(fixed.values())
-        result["phases"][phase] = {
+        result["phases"][name] = {
             "images_per_gpu": mine,
             "activations_per_image": each,
             "activations": mine * each,
@@ -286,6 +294,7 @@ def check_memory(params: Mapping[str, Any], phase: str, processes: int, availabl
         UserError: weights, optimiser and averages, or they and a batch's activations, need more.
     """
     training, patch = params["training"], widths(params)[1]
+    budget = training[phase]
     fixed = sum(fixed_bytes(params, processes).values())
     fitting = "a smaller model (model=NAME), training.sharding=shard over more GPUs"
     if fixed > available:
@@ -294,23 +303,23 @@ def check_memory(params: Mapping[str, Any], phase: str, processes: int, availabl
             f"alone, and {available / GIB:.3g} are free: take {fitting}, or another machine; "
             "`djepa plan` says what each needs."
         )
-    images = phase_batch(training[phase], int(training["most_tokens"]) * patch**2)
+    images = phase_batch(budget, int(training["most_tokens"]) * patch**2)
     mine = math.ceil(images / processes)
     settings = params["model"]["network"]
     depth = sum(int(settings[name]) for name in DEPTHS[settings["kind"]])
-    tokens = min(math.prod(largest_rung(training[phase])) / patch**2, training["most_tokens"])
+    tokens = min(math.prod(largest_rung(budget)) / patch**2, training["most_tokens"])
     # Some 60 numbers a token, channel and block: only near the limit is the exact count needed,
     # which takes seconds.
     if fixed + mine * tokens * int(settings["width"]) * depth * 240 < available / 2:
         return
-    each = activation_bytes(params, phase)
+    each = activation_bytes(params, budget)
     if fixed + mine * each <= available:
         return
-    batch = int((available - fixed) // each) * processes * int(training[phase]["batch"]) // images
+    batch = int((available - fixed) // each) * processes * int(budget["batch"]) // images
     fit = f"training.{phase}.batch={batch} fits" if batch else f"take {fitting}"
     raise UserError(
         f"{phase} needs {(fixed + mine * each) / GIB:.3g} GiB a process with "
-        f"training.{phase}.batch={training[phase]['batch']}, and {available / GIB:.3g} are free: "
+        f"training.{phase}.batch={budget['batch']}, and {available / GIB:.3g} are free: "
         f"{fit}; training.checkpointing=blocks needs less."
     )
 

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -260,10 +259,8 @@ references(none, none, here / "references", here / "a.json", "r1", params, Track
 critic(none, none, None, none, here / "critic", here / "b.json", "r1", params, Tracker())
 assert "torch" not in sys.modules
 """
-    started = time.monotonic()
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=ROOT,
                    env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
-    assert time.monotonic() - started < 10  # two seconds on an idle core
     assert pd.read_parquet(tmp_path / "references" / "references.parquet").empty
     assert pd.read_parquet(tmp_path / "critic" / "scores.parquet").empty
 
