@@ -130,6 +130,17 @@ def test_parts_of_different_sizes_weigh_what_they_hold(encoded_folder, tmp_path,
     np.testing.assert_allclose(said(results[1]), said(results[0]), rtol=LOSS)
 
 
+def test_packed_pictures_weigh_what_is_hidden_of_them(encoded_folder, tmp_path):
+    """Two shapes in a row, a mask ratio each, shared out among one process and two."""
+    results = []
+    for workers in (1, 2):
+        params = params_for(workers, batches="packed")
+        results.append(train(encoded_folder, tmp_path / str(workers), params))
+    np.testing.assert_allclose(said(results[1]), said(results[0]), rtol=LOSS)
+    assert min(results[0]["sampling"]["rungs"].values()) > 0
+    assert results[1]["sampling"] == results[0]["sampling"]
+
+
 def test_without_the_jepa_loss_there_is_no_target_encoder(encoded_folder, tmp_path, monkeypatch):
     results = []
     for workers in (1, 2):
