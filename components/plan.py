@@ -385,7 +385,7 @@ def text(found: Mapping[str, Any]) -> str:
         )
     assumed = found["assumed"]
     lines += [
-        f"  at {assumed['utilisation']:.0%} of {assumed['peak_flops'] / 1e12:.0f} TFLOP/s a GPU, "
+        f"  at {assumed['utilisation']:.0%} of {assumed['peak_flops'] / 1e12:.3g} TFLOP/s a GPU, "
         f"captions of {assumed['caption_tokens']} tokens",
         "",
         f"a picture of {draw['size']} px, {draw['tokens']} tokens: "
