@@ -187,15 +187,6 @@ def load_state(folder: Path, training: Training) -> None:
         ) from error
 
 
-def save_model_folder(
-    folder: Path, model: Network, encoded: EncodedSet, params: dict[str, Any]
-) -> None:
-    """Write a pipeline folder: this network, the encoded set's tokeniser and text encoder."""
-    sampler = SamplerConfig.from_params(params)
-    facts = {"scale": params["scale"]} if "scale" in params else None
-    pipeline(model, encoded, sampler).save_pretrained(folder, facts)
-
-
 def pipeline(model: Network, encoded: EncodedSet, sampler: SamplerConfig) -> DJEPAPipeline:
     """A pipeline around a network in training."""
     return DJEPAPipeline(model, encoded.tokenizer(), encoded.text_encoder(), sampler)

@@ -25,7 +25,6 @@ from components.training.checkpoint import (
     Training,
     load_state,
     pipeline,
-    save_model_folder,
     save_state,
 )
 from components.training.distribution import Team, room, team
@@ -174,7 +173,15 @@ class Phase:
         averaged = self.training.averaged(self.params, self.encoded, self.place)
         if averaged is None:
             return
-        save_model_folder(model_out, averaged, self.encoded, self.params)
+        facts = {
+            "trained by": self.phase,
+            "images seen": self.training.images,
+            "steps": self.training.step,
+            "seed": self.params["seed"],
+        }
+        pipeline(averaged, self.encoded, SamplerConfig.from_params(self.params)).save_pretrained(
+            model_out, facts
+        )
         report = self.sampler.report()
         last = self.history[-1] if self.history else {}
         metrics = {

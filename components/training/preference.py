@@ -77,11 +77,16 @@ def dpo(
         run = Tuning(reference, pairs, params, Path(resume_dir) / "snapshot", tracker)
         figures = summary | run.run()
         kept = run.kept
-    with atomic_folder(Path(model_out)) as folder:
-        shutil.copytree(model_from, folder, dirs_exist_ok=True)
-        if kept is not None:
-            reference.load_state_dict(kept)
-            reference.save_pretrained(folder / "transformer")
+    if kept is not None:
+        reference.load_state_dict(kept)
+    facts = {
+        "trained by": "preference optimisation (DPO)",
+        "going on from": Path(model_from).name,
+        "steps kept": figures["kept_step"],
+        "pairs": figures["pairs"],
+        "seed": params["seed"],
+    }
+    pipe.save_pretrained(Path(model_out), facts)
     with atomic_folder(Path(state_out)) as folder:
         shutil.copytree(state_from, folder, dirs_exist_ok=True)
         for name in ("pairs.parquet", "pairs.png"):
