@@ -67,7 +67,7 @@ def generate(
     """
     if not prompt.strip():
         raise UserError("The prompt is empty: say what to draw.")
-    sides = dict(zip(("width", "height"), parse_size(size), strict=True)) if size else {}
+    width, height = parse_size(size) if size else (None, None)
     folder = model or last_model()
     if not (folder / "model_index.json").exists():
         raise UserError(f"{folder} is not a model folder: it has no model_index.json.")
@@ -80,11 +80,12 @@ def generate(
         pipeline.load_lora_weights(lora)
     pictures = pipeline(
         prompt,
+        height,
+        width,
         num_images_per_prompt=images,
         generator=[torch.Generator().manual_seed(seed + i) for i in range(images)],
         guidance_scale=guidance,
         layout_offset=layout_offset,
-        **sides,
     ).images
     out.parent.mkdir(parents=True, exist_ok=True)
     paths = []

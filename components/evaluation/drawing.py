@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from PIL import Image
@@ -15,11 +15,9 @@ from components.progress import Progress
 Job = tuple[str, int]  # prompt and seed
 
 
-class Pipeline(Protocol):
-    """What is used of a text-to-image pipeline."""
-
-    def __call__(self, prompt: list[str], **settings: Any) -> Any:
-        """Returns an object with `images`: a list of PIL pictures, one a prompt."""
+# A text-to-image pipeline: a list of prompts and settings, to an object whose `images` are PIL
+# pictures, one a prompt.
+Pipeline = Callable[..., Any]
 
 
 def load_pipeline(model: Path) -> Pipeline:

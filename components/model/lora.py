@@ -6,7 +6,7 @@ peft's import takes seconds, so it waits for the first adapter.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from components.errors import UserError
 from components.files import atomic_folder
@@ -118,7 +118,7 @@ class LoraMixin:
                 "weights or unload_lora_weights() to take it out first."
             )
 
-    def _adapter(self, what: str) -> PeftModel:
+    def _adapter(self, what: str) -> Any:  # a PeftModel, whose annotations hide its methods
         if self.adapter is None:
             raise UserError(f"{what}: the pipeline has no LoRA adapter; load or add one first.")
         return self.adapter

@@ -196,7 +196,7 @@ class DJEPAPipeline(LoraMixin):
         Raises:
             UserError: an argument that does not fit, before any work is done.
         """
-        given = {
+        given: dict[str, Any] = {
             "autoregressive_steps": autoregressive_steps,
             "num_inference_steps": num_inference_steps,
             "guidance_scale": guidance_scale,
