@@ -241,6 +241,7 @@ def run_and_kill(out: Path, encoded: Path, batches: int | None) -> dict[int, lis
     return drawn
 
 
+@pytest.mark.slow
 def test_killed_at_any_step_no_sample_is_repeated_or_lost(encoded_folder, tmp_path):
     whole = run_and_kill(tmp_path / "whole", encoded_folder, None)
     for batches in (1, 4):
@@ -312,6 +313,7 @@ def test_muon_on_shards_is_refused_with_the_way_out():
     check(params)
 
 
+@pytest.mark.slow
 def test_torchrun_trains_what_the_stage_trains_by_itself(checkout: Checkout, encoded_folder):
     shutil.copytree(encoded_folder, checkout.root / "encoded")
     (checkout.root / "curated").mkdir()  # an input of the stage, read when encoding on demand

@@ -11,7 +11,6 @@ import copy
 import os
 import re
 import shutil
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,16 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystem
-from torch.distributed.checkpoint.hf_storage import (
-    HuggingFaceStorageReader,
-    HuggingFaceStorageWriter,
-)
 from torch.distributed.tensor import DTensor
 
 from components.errors import UserError
@@ -43,6 +35,13 @@ from components.tokens.encoded import EncodedSet
 from components.training.distribution import Team
 from components.training.engine import TrainStep, local, spread, whole
 from components.training.optim import Muon, optimizers
+from components.training.shards import (
+    files_of,
+    read_into,
+    reader_of,
+    write_shards,
+    write_whole,
+)
 
 
 @dataclass
@@ -133,8 +132,7 @@ def save_state(
         if shards and _sharded(training):
             with _common_folder(folder, place) as target:
                 for part, tensors in _parts(training).items():
-                    writer = HuggingFaceStorageWriter(str(target / part), save_distributed=True)
-                    dcp.save(tensors, storage_writer=writer)
+                    write_shards(target / part, tensors)
                 if place.leads:
                     _save_beside(target, training)
             return
@@ -143,7 +141,7 @@ def save_state(
             return
         with atomic_folder(folder) as target:
             for part, tensors in parts.items():
-                _save(target / f"{part}.safetensors", tensors)
+                write_whole(target / f"{part}.safetensors", tensors)
             _save_beside(target, training)
     except (OSError, SafetensorError, CheckpointException) as error:
         raise UserError(
@@ -162,7 +160,7 @@ def load_state(folder: Path, training: Training) -> None:
         _read(folder, "model", _tensors(training.model))
         _read(folder, "ema", _tensors(training.ema))
         if training.target is not None:
-            if _files(folder, "target"):
+            if files_of(folder, "target"):
                 _read(folder, "target", _tensors(training.target))
             else:  # trained without L_pred so far: the encoder's other average stands in
                 assert isinstance(training.ema, DJEPA)
@@ -258,12 +256,6 @@ def _common_folder(folder: Path, place: Team) -> Iterator[Path]:
         yield folder.with_name(f"{folder.name}.tmp-{place.agree(0)}")
 
 
-def _save(path: Path, tensors: dict[str, Tensor]) -> None:
-    save_file(tensors, path)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
 def _save_beside(folder: Path, training: Training) -> None:
     """What is no tensor of the network."""
     if training.ledger is not None:
@@ -274,48 +266,14 @@ def _save_beside(folder: Path, training: Training) -> None:
     )
 
 
-class _Files(FileSystem):
-    """Lists nothing but the files of one part of a state."""
-
-    def __init__(self, files: list[Path]) -> None:
-        super().__init__()
-        self.files = files
-
-    def ls(self, path: Any) -> list[str]:
-        return [str(file) for file in self.files]
-
-
-def _files(folder: Path, part: str) -> list[Path]:
-    file = folder / f"{part}.safetensors"
-    return [file] if file.is_file() else sorted((folder / part).glob("*.safetensors"))
-
-
-def _reader(folder: Path, part: str) -> tuple[HuggingFaceStorageReader, dict[str, torch.Size]]:
-    """What reads a part, and the sizes of its tensors when put together."""
-    files = _files(folder, part)
-    if not files:
-        raise FileNotFoundError(f"there is no {folder / part}.safetensors")
-    reader = HuggingFaceStorageReader(str(folder))
-    reader.fs = _Files(files)
-    saved = reader.read_metadata().state_dict_metadata
-    return reader, {name: getattr(entry, "size", torch.Size()) for name, entry in saved.items()}
-
-
-def _load(reader: HuggingFaceStorageReader, tensors: dict[str, Tensor]) -> None:
-    """Fill the tensors, each process on its own: its share of them where they are sharded."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        dcp.load(tensors, storage_reader=reader, no_dist=True)
-
-
 def _read(folder: Path, part: str, tensors: dict[str, Tensor]) -> None:
-    reader, sizes = _reader(folder, part)
+    reader, sizes = reader_of(folder, part)
     for name in sorted(sizes.keys() | tensors.keys()):
         saved, wanted = (sizes.get(name), tensors[name].shape if name in tensors else None)
         if saved != wanted:
             shapes = ["absent" if size is None else str(list(size)) for size in (saved, wanted)]
             raise ValueError(f"{name} is {shapes[0]} there and {shapes[1]} in this network")
-    _load(reader, tensors)
+    read_into(reader, tensors)
 
 
 def _copy(source: nn.Module, target: nn.Module) -> None:
@@ -329,7 +287,7 @@ _KEPT = {Muon: {"momentum"}, torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"
 
 
 def _read_optimizers(folder: Path, training: Training) -> None:
-    reader, sizes = _reader(folder, "optimizer")
+    reader, sizes = reader_of(folder, "optimizer")
     parameters = {name: parameter for parameter, name in _names(training).items()}
     owner = {p: o for o in training.optimizers for group in o.param_groups for p in group["params"]}
     tensors, places = {}, {}
@@ -343,7 +301,7 @@ def _read_optimizers(folder: Path, training: Training) -> None:
         else:  # AdamW's count of steps
             tensors[full] = torch.zeros(size, device=local(parameter).device)
         places[full] = parameter, key
-    _load(reader, tensors)
+    read_into(reader, tensors)
     for optimizer in training.optimizers:
         optimizer.state.clear()
     for full, (parameter, key) in places.items():

@@ -1,10 +1,41 @@
 """Sample grids: what the model draws for a few fixed prompts, step by step."""
 
+import tempfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image, ImageDraw
 
 from components.files import atomic_file
+from components.model.network import Network
+from components.model.sampler import SamplerConfig
+from components.tokens.encoded import EncodedSet
+from components.tracking import Tracker
+from components.training.checkpoint import pipeline
+
+
+def draw_grid(
+    network: Network,
+    encoded: EncodedSet,
+    params: dict[str, Any],
+    phase: str,
+    step: int,
+    tracker: Tracker,
+) -> None:
+    """Draw twelve fixed training prompts at the phase's first rung; the tracker takes the grid."""
+    captions = sorted(set(encoded.index["caption"]))
+    rng = np.random.default_rng(int(params["seed"]) * 1000 + 3)
+    chosen = [captions[i] for i in rng.permutation(len(captions))[:12]]
+    draw = pipeline(network, encoded, SamplerConfig.from_params(params))
+    width, height = encoded.rungs[params["training"][phase]["rungs"][0]]
+    generators = [torch.Generator().manual_seed(i) for i in range(len(chosen))]
+    images = draw(chosen, height, width, generator=generators).images
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{phase}-step-{step:06d}.png"
+        save_grid(path, images, chosen, columns=6)
+        tracker.log_artifact(path, "samples")
 
 
 def save_grid(path: Path, images: list[Image.Image], captions: list[str], columns: int) -> None:

@@ -1,13 +1,11 @@
 """A training phase: batches from the statistical sampler, both losses, averages, snapshots."""
 
 import math
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from components.errors import UserError
 from components.feedback.ledger import Ledger
@@ -29,7 +27,7 @@ from components.training.checkpoint import (
 )
 from components.training.distribution import Team, room, team
 from components.training.engine import Engine
-from components.training.grid import save_grid
+from components.training.grid import draw_grid
 from components.training.optim import rate_at, set_rates
 
 
@@ -303,21 +301,10 @@ class Phase:
         averaged = self.training.averaged(self.params, self.encoded, self.place)
         if averaged is None:
             return
-        captions = sorted(set(self.encoded.index["caption"]))
-        rng = np.random.default_rng(_seed(self.params, "grid"))
-        chosen = [captions[i] for i in rng.permutation(len(captions))[:12]]
-        sampler = SamplerConfig.from_params(self.params)
-        width, height = self.encoded.rungs[self.settings[self.phase]["rungs"][0]]
-        draw = pipeline(averaged, self.encoded, sampler)
-        generators = [torch.Generator().manual_seed(i) for i in range(len(chosen))]
-        images = draw(chosen, height, width, generator=generators).images
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"{self.phase}-step-{self.training.step:06d}.png"
-            save_grid(path, images, chosen, columns=6)
-            tracker.log_artifact(path, "samples")
+        draw_grid(averaged, self.encoded, self.params, self.phase, self.training.step, tracker)
 
 
-def _seed(params: dict[str, Any], purpose: str) -> int:
-    """A seed of its own for each purpose, from params.seed."""
-    salt = {"phase1": 1, "phase2": 2, "grid": 3}[purpose]
+def _seed(params: dict[str, Any], phase: str) -> int:
+    """A seed of its own for each phase, from params.seed."""
+    salt = {"phase1": 1, "phase2": 2}[phase]
     return int(params["seed"]) * 1000 + salt
