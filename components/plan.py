@@ -139,7 +139,7 @@ def rung_shares(phase: Mapping[str, Any]) -> dict[str, float]:
     sides = sorted(set(rungs.values()))
     bounds = [size["low"], *((a + b) / 2 for a, b in pairwise(sides))]
     bounds = [min(max(b, size["low"]), size["high"]) for b in bounds] + [size["high"]]
-    shares = {}
+    shares: dict[str, float] = {}
     for place, side in enumerate(sides):
         if size["std"] == 0:
             nearest = min(sides, key=lambda s: abs(s - size["mean"]))
