@@ -3,8 +3,8 @@
 python benchmarks/layout_offset.py MODEL [--size WxH] [--out FILE] [PROMPT …]
 
 A row a prompt and seed; b grows from 0 to |W − H| tokens from left to right, the middle is the
-centred layout that the model was trained with. Then the mean column of the red pixels of "a photo of
-a red circle" at each offset, over 24 seeds, with its standard error.
+centred layout that the model was trained with. Then the mean column of the red pixels of the first
+prompt at each offset, over 24 seeds, with its standard error.
 """
 
 import argparse
