@@ -11,9 +11,8 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from scipy.stats import truncnorm
+from scipy.special import ndtr
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from components.errors import UserError
 from components.model import flops
@@ -118,6 +117,8 @@ def _target_size(network: Network) -> int:
 
 def hidden_share(mask: Mapping[str, float]) -> float:
     """Mean of the truncated normal that hides tokens."""
+    from scipy.stats import truncnorm  # half a second that a training stage can do without
+
     mean, std, low, high = (float(mask[key]) for key in ("mean", "std", "low", "high"))
     if std == 0 or low == high:
         return min(max(mean, low), high)
@@ -145,9 +146,11 @@ def rung_shares(phase: Mapping[str, Any]) -> dict[str, float]:
             nearest = min(sides, key=lambda s: abs(s - size["mean"]))
             share = float(side == nearest)
         else:
-            a, b = ((size[key] - size["mean"]) / size["std"] for key in ("low", "high"))
-            law = truncnorm(a, b, loc=size["mean"], scale=size["std"])
-            share = float(law.cdf(bounds[place + 1]) - law.cdf(bounds[place]))
+            below = [
+                float(ndtr((bound - size["mean"]) / size["std"]))
+                for bound in (size["low"], bounds[place], bounds[place + 1], size["high"])
+            ]
+            share = (below[2] - below[1]) / (below[3] - below[0])
         members = [name for name, longer in rungs.items() if longer == side]
         shares |= {name: share / len(members) for name in members}
     return shares
@@ -164,6 +167,8 @@ def saved_bytes(
 
     settings: params.model.network; widths: channels and text width; side (W, H) in tokens.
     """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
     channels, text_width = widths
     with FakeTensorMode():
         network = build_network(settings, channels, text_width, 0)
