@@ -13,9 +13,10 @@ import pandas as pd
 import pytest
 import yaml
 
+from components.compose import composed
 from components.curation.shards import write_shard
 from components.errors import FULL_WORDS, UserError, explain
-from components.limits import LIMITS, check, numbers
+from components.limits import CHOICES, LIMITS, check, numbers
 from tests.conftest import ROOT, Answer, Checkout, make_checkout
 from tests.test_curation import sound
 
