@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -259,8 +260,12 @@ references(none, none, here / "references", here / "a.json", "r1", params, Track
 critic(none, none, None, none, here / "critic", here / "b.json", "r1", params, Tracker())
 assert "torch" not in sys.modules
 """
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=ROOT,
                    env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # CPU seconds, which other work on the machine does not change; two on an idle core.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10
     assert pd.read_parquet(tmp_path / "references" / "references.parquet").empty
     assert pd.read_parquet(tmp_path / "critic" / "scores.parquet").empty
 
