@@ -206,7 +206,7 @@ def test_means_of_what_is_drawn():
     assert shares["32x32"] == shares["32x24"] > shares["40x40"] > 0
 
 
-def test_the_papers_scale_is_planned(capsys):
+def test_the_papers_scale_is_planned():
     from components.plan import text
 
     found = plan(composed(["scale=paper"], ROOT), 128)
