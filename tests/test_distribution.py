@@ -22,11 +22,11 @@ from components.limits import check
 from components.processes import one_thread
 from components.tokens.encoded import EncodedSet
 from components.tracking import Tracker
-from components.training import phases
 from components.training.checkpoint import Training, load_state
 from components.training.distribution import team
 from components.training.phases import train_phase
 from tests.conftest import ROOT, Checkout
+from tests.kill import killed_after
 from tests.tiny_curated import tiny_params
 
 LOSS = 2e-5  # relative, of what one process says: rounding over four steps
@@ -38,10 +38,6 @@ def quick():
     """Threads of so small operations only wait for each other."""
     with one_thread():
         yield
-
-
-class Kill(BaseException):
-    """Stands for a signal: nothing in the program catches it."""
 
 
 def params_for(workers: int, **training) -> dict:
@@ -64,18 +60,8 @@ def train(encoded: Path, out: Path, params: dict) -> dict:
 def killed(encoded: Path, out: Path, params: dict, saves: int, monkeypatch) -> None:
     """Train until so many snapshots were written, one a step, then die."""
     params["training"]["snapshot_seconds"] = -1
-    save, seen = phases.Snapshots.save, []
-
-    def save_and_die(self, training):
-        save(self, training)
-        seen.append(training.step)
-        if len(seen) == saves:
-            raise Kill
-
-    with monkeypatch.context() as patch:
-        patch.setattr(phases.Snapshots, "save", save_and_die)
-        with pytest.raises(Kill):
-            train(encoded, out, params)
+    with killed_after(saves, monkeypatch):
+        train(encoded, out, params)
 
 
 def said(metrics: dict) -> np.ndarray:

@@ -14,7 +14,6 @@ from components.files import write_json
 from components.model import DJEPAPipeline
 from components.tokens.encoded import EncodedSet
 from components.tracking import Tracker
-from components.training import phases
 from components.training.batch import grouped
 from components.training.checkpoint import Training
 from components.training.distribution import Team, team
@@ -22,6 +21,7 @@ from components.training.draw import draw_for, truncated_normal
 from components.training.losses import flow_error, losses
 from components.training.optim import Muon, orthogonalise, rate_at
 from components.training.phases import train_phase
+from tests.kill import killed_after
 from tests.tiny_curated import tiny_params
 
 
@@ -73,10 +73,6 @@ def test_the_number_of_processes_changes_rounding_only(encoded, tmp_path):
     np.testing.assert_allclose(said[1], said[0], rtol=1e-4)
 
 
-class Kill(BaseException):
-    """Stands for a signal: nothing in the program catches it."""
-
-
 def test_phases_train_save_and_draw(encoded, tmp_path, drawn):
     kept = []
 
@@ -114,26 +110,16 @@ def test_phases_train_save_and_draw(encoded, tmp_path, drawn):
         assert image.size == size
 
 
-@pytest.mark.parametrize("killed_after", [1, 5])
+@pytest.mark.parametrize("saves", [1, 5])
 def test_kill_and_resume_give_the_same_weights_and_samples(
-    encoded, tmp_path, monkeypatch, killed_after, drawn
+    encoded, tmp_path, monkeypatch, saves, drawn
 ):
     train(encoded, tmp_path / "whole")
     whole_ids, drawn[:] = list(drawn), []
     params = tiny_params()
     params["training"]["snapshot_seconds"] = 0
-    save, saves = phases.Snapshots.save, []
-
-    def save_and_die(self, training):
-        save(self, training)
-        saves.append(training.step)
-        if len(saves) == killed_after:
-            raise Kill
-
-    with monkeypatch.context() as patch:
-        patch.setattr(phases.Snapshots, "save", save_and_die)
-        with pytest.raises(Kill):
-            train(encoded, tmp_path / "broken", params=params)
+    with killed_after(saves, monkeypatch):
+        train(encoded, tmp_path / "broken", params=params)
     train(encoded, tmp_path / "broken", params=params)
     assert drawn == whole_ids  # none repeated, none lost
     for name in ("model", "ema", "target", "optimizer"):
