@@ -104,18 +104,25 @@ def plan(
 
 @app.command()
 def curate(
-    source: Annotated[Path, typer.Argument(help="Folder of webdataset shards, as img2dataset's")],
+    source: Annotated[
+        Path, typer.Argument(help="Folder of webdataset shards, parquet files or pictures")
+    ],
     out: Annotated[Path, typer.Argument(help="Folder for the curated shards, manifest, report")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="NAME=VALUE …, e.g. curation.resolution.shorter_side=256"),
+    ] = None,
 ) -> None:
-    """Filter a folder of shards on its own, with the parameters of params.yaml."""
-    from components.compose import load
-    from components.curation.curate import curate as curate_shards
+    """Filter any folder of pictures with captions; docs/curation.md says how to set it."""
+    from components.compose import defaults
+    from components.curation.contract import check
+    from components.curation.curate import curate as curate_folder
     from components.tracking import Tracker
 
-    if not source.is_dir():
-        raise UserError(f"There is no folder {source}: name a folder of .tar shards.")
-    curate_shards(source, out, load(), Tracker(), None)
-    print(f"{out / 'report.html'} shows what was kept and rejected")
+    params, tracker = defaults(overrides or []), Tracker()
+    curate_folder(source, out, params, tracker)
+    print(f"{out / 'report.html'} shows what was kept and rejected", flush=True)
+    check(out, out / "contract.json", out / "contract", params, tracker)
 
 
 score = typer.Typer(no_args_is_help=True)

@@ -21,6 +21,7 @@ from components.limits import check
 TREE = Path("params")
 SELECTED = TREE / "selected.yaml"
 PARAMS = Path("params.yaml")
+INSTALLED = Path(__file__).resolve().parent.parent / TREE  # in a checkout or beside the package
 HEADER = (
     "# @package _global_\n"
     "# Written by `djepa compose`: the choice that params.yaml was composed with.\n"
@@ -129,6 +130,24 @@ def composed(overrides: Sequence[str], root: Path = Path()) -> dict[str, Any]:
         UserError: as `compose`.
     """
     params = yaml.safe_load(_composed(root / TREE, list(overrides)))
+    check(params)
+    return params
+
+
+def defaults(overrides: Sequence[str]) -> dict[str, Any]:
+    """The parameters of the tree that this program came with, with these overrides.
+
+    The standing choice of a checkout counts for nothing, so that a command which works on any
+    folder does the same everywhere; nothing is written.
+
+    Raises:
+        UserError: as `compose`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / TREE
+        shutil.copytree(INSTALLED, tree)
+        (tree / SELECTED.name).write_text(HEADER)
+        params = yaml.safe_load(_composed(tree, overrides))
     check(params)
     return params
 

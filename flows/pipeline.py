@@ -31,6 +31,11 @@ except ModuleNotFoundError as missing:
         raise
     sys.exit(say("pipeline", sentence))
 
+# What Prefect shows of a stage: file, key of the artifact, description.
+SHOWN = {
+    "curate": ("curated/report.md", "curation", "What was kept and rejected"),
+    "report": ("reports/run/report.md", "report", "Scores by model"),
+}
 PATIENCE = 20  # seconds a stage gets to write its snapshot before it is killed
 
 
@@ -160,9 +165,9 @@ def pipeline(stages: list[str] | None = None) -> None:
     for number, name in enumerate(names, 1):
         log.info("stage %d of %d: %s", number, len(names), name)
         stage(name)
-    report = Path("reports/run/report.md")
-    if report.exists():
-        create_markdown_artifact(report.read_text(), key="report", description="Scores by model")
+        if name in SHOWN:
+            page, key, words = SHOWN[name]
+            create_markdown_artifact(Path(page).read_text(), key=key, description=words)
 
 
 def main() -> int:

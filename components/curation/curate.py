@@ -1,36 +1,31 @@
-"""Raw shards in, curated shards out: passes, decisions, notions, tables, report."""
+"""Raw pictures in, curated shards out: passes, decisions, tables, report."""
 
 import os
 import shutil
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.curation.decisions import Verdicts, drop_synthetic, find_duplicates, rows_in
-from components.curation.detectors import model_filters
-from components.curation.filters import cheap_filters
-from components.curation.notions import (
-    Notion,
-    NotionFinder,
-    NotionTables,
-    choose,
-    column,
-)
-from components.curation.passes import VERDICT, Job
-from components.curation.pool import run_pass
-from components.curation.report import write_report
-from components.curation.shards import list_shards
+from components.curation.chain import chain
+from components.curation.decisions import choose_notions, drop_synthetic, find_repeats
+from components.curation.notions import Notion, NotionTables
+from components.curation.own import own_files
+from components.curation.pack import REJECTED, manifest_fields
+from components.curation.passes import Job
+from components.curation.pool import Each, pending, run_pass
+from components.curation.report import markdown, write_report
+from components.curation.sources import Unit, find_units, fingerprint
 from components.curation.summary import Summary
 from components.errors import UserError
-from components.files import atomic_file, hash_of, write_json
+from components.files import atomic_file, hash_of, read_json, write_json
 from components.tracking import Tracker
 
-REJECTED = [("key", pa.string()), ("shard", pa.string()), *VERDICT]
+INPUTS = "inputs.txt"
+GROUP = 32768  # rows of the manifest written at a time
+TABLES = ("notions", "cooccurrence", "distributions")
 
 
 def curate(
@@ -39,52 +34,70 @@ def curate(
     params: Mapping[str, Any],
     tracker: Tracker,
     metrics_out: Path | None = None,
+    each: Each = run_pass,
 ) -> None:
-    """Filter the shards in `source` and write what is kept to the folder `out`.
+    """Filter the pictures in `source` and write what is kept to the folder `out`.
 
-    source: webdataset shards as img2dataset writes them (`NAME.tar`, `NAME.parquet`).
-    out: `NAME.tar` of the kept samples, their bytes unchanged; manifest.parquet, a row a kept
-    sample (key, shard, caption, width, height in px, source, synthetic, sha256, score_*,
+    source: webdataset shards as img2dataset writes them, parquet files with pictures, or
+    folders of pictures with metadata (see sources.py).
+    out: `NAME.tar` of the kept samples, their pictures' bytes unchanged; manifest.parquet, a row
+    a kept sample (key, shard, caption, width, height in px, source, synthetic, sha256, score_*,
     notion_* bool, notion_words); rejects.parquet (key, shard, filter, score, threshold,
     reason); notions.parquet, cooccurrence.parquet, distributions.parquet; summary.json;
-    report.html. The same shards and params give the same bytes.
+    report.html and report.md. The same pictures and params give the same bytes.
     params: the composed parameters, of which `curation` is read.
     metrics_out: the summary's figures and the CPU seconds of each filter, over all processes.
+    each: runs a pass on many units; by default in `curation.workers` processes here.
 
-    A run that was killed goes on from the shards it had finished (a folder beside `out`,
-    removed at the end). Raises UserError when there is no shard, a parameter does not fit, or
-    a worker process dies.
+    Memory does not grow with the number of pictures. A run that was killed goes on from the
+    shards it had finished (a folder beside `out`, removed at the end). Raises UserError when
+    there is nothing to read, `out` holds something else, a parameter does not fit, or a worker
+    process dies.
     """
     source, out = Path(source), Path(out)
     curation = params["curation"]
     check_settings(curation)
-    shards = list_shards(source)
-    work = _work_folder(out, shards, curation)
-    job, workers = Job(curation, work), int(curation["workers"])
+    check_folders(source, out)
+    job = Job(curation, _work_folder(source, out, curation))
+    units = _begin(source, job)
 
-    run_pass("scan", shards, job, workers)
-    dropped, kept = find_duplicates(shards, job)
-    print(f"curate: {len(dropped)} repeated, {sum(map(len, kept.values()))} to judge", flush=True)
-    run_pass("judge", shards, job, workers, kept)
-    for shard in shards:
-        kept[shard.stem] = [r["key"] for r in rows_in(job.path(shard, "judge.parquet"), ["key"])]
-    too_many = drop_synthetic(shards, job, kept)
-    for stem, keys in kept.items():
-        kept[stem] = [key for key in keys if (stem, key) not in too_many]
-    run_pass("pack", shards, job, workers, kept)
+    def over_all(name: str, some: Sequence[Unit] = units) -> None:
+        left = pending(name, some, job)
+        if len(left) < len(some):
+            print(f"curate {name}: {len(some) - len(left)} of {len(some)} shards found finished")
+        if left:
+            each(name, left, job, int(curation["workers"]))
 
-    finder = NotionFinder(curation["notions"])
-    notions = _choose_notions(shards, job, kept, finder)
-    result = _Result(job, kept, dropped | too_many, notions, finder)
-    summary = result.write(shards, work)
+    over_all("scan")
+    print(f"curate: {find_repeats(units, job)} repeated pictures", flush=True)
+    over_all("judge")
+    drop_synthetic(units, job)
+    notions = choose_notions(units, job)
+    over_all("pack")
+    summary, tables = _add_up(units, job, notions)
+    wanted: dict[str, list[str]] = {}
+    for heap in summary.nearest.values():
+        for _, unit, key, _ in heap:
+            wanted.setdefault(unit, []).append(key)
+    write_json(job.work / "passes" / "wanted.json", wanted)
+    over_all("show", [unit for unit in units if unit.name in wanted])
+    shown = {
+        (unit.name, key): picture
+        for unit in units
+        if unit.name in wanted
+        for key, picture in read_json(job.path(unit, "show.json")).items()
+    }
     figures = summary.figures()
-    write_json(work / "summary.json", figures)
-    write_report(work / "report.html", source, shards, job, summary)
-    _publish(work, out, shards)
-    metrics = figures | {"cpu_seconds": {n: round(s, 2) for n, s in summary.seconds.items()}}
+    _write_tables(units, job, notions, tables)
+    write_json(job.result("summary.json"), figures)
+    write_report(job.result("report.html"), source.name, summary, tables, shown)
+    with atomic_file(job.result("report.md")) as temporary:
+        temporary.write_text(markdown(figures))
+    _publish(job.work, out)
     if metrics_out is not None:
-        write_json(Path(metrics_out), metrics)
+        write_json(Path(metrics_out), figures | {"cpu_seconds": summary.cpu_seconds()})
     tracker.log_metrics(summary.flat())
+    tracker.log_artifact(out / "report.html", "curation")
     print(summary.line(), flush=True)
 
 
@@ -112,122 +125,101 @@ def check_settings(curation: Mapping[str, Any]) -> None:
     for name, value, fits, wanted in checks:
         if not fits:
             raise UserError(f"curation.{name} is {value!r}: set it to {wanted} in params/.")
+    chain(curation)
 
 
-def _work_folder(out: Path, shards: Sequence[Path], curation: Mapping[str, Any]) -> Path:
+def check_folders(source: Path, out: Path) -> None:
+    """Refuse an output that would overwrite the input or somebody's own files."""
+    if not source.is_dir():
+        raise UserError(f"There is no folder {source}: name a folder of shards or pictures.")
+    inside, outside = out.resolve(), source.resolve()
+    if inside == outside or inside in outside.parents or outside in inside.parents:
+        raise UserError(f"{out} and {source} lie in each other: write to a folder elsewhere.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not (out / "manifest.parquet").exists() or not (out / "rejects.parquet").exists():
+            raise UserError(
+                f"{out} holds something else than a curated set, which would be overwritten: "
+                "remove it or name another folder."
+            )
+
+
+def _work_folder(source: Path, out: Path, curation: Mapping[str, Any]) -> Path:
     """The folder of this input and these settings, beside `out`; older ones are removed."""
-    inputs = [*shards, *(p for s in shards if (p := s.with_suffix(".parquet")).exists())]
-    files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in inputs]
     # The number of processes changes no byte, and the contract comes later.
     settings = {k: v for k, v in curation.items() if k not in ("workers", "contract")}
-    code = [p.read_text() for p in sorted(Path(__file__).parent.glob("*.py"))]
-    work = out.with_name(f"{out.name}.tmp-{hash_of([files, settings, code])}")
+    files = [*sorted(Path(__file__).parent.glob("*.py")), *own_files(curation["own"])]
+    code = [path.read_text() for path in files]
+    work = out.with_name(f"{out.name}.tmp-{hash_of([str(source.resolve()), settings, code])}")
     for other in out.parent.glob(f"{out.name}.tmp-{'[0-9a-f]' * 16}"):
         if other != work:
             shutil.rmtree(other, ignore_errors=True)
-    work.mkdir(parents=True, exist_ok=True)
+    for part in ("passes", "result"):
+        (work / part).mkdir(parents=True, exist_ok=True)
+        for file in (work / part).glob("*.tmp-*"):  # of a process that was killed
+            file.unlink()
     return work
 
 
-def _choose_notions(
-    shards: Sequence[Path], job: Job, kept: Mapping[str, list[str]], finder: NotionFinder
-) -> list[Notion]:
-    counts: Counter[Notion] = Counter()
-    for shard in shards:
-        inside = set(kept[shard.stem])
-        for row in rows_in(job.path(shard, "scan.parquet"), ["key", "caption"]):
-            if row["key"] in inside:
-                counts.update(finder.find(row["caption"]))
+def _begin(source: Path, job: Job) -> list[Unit]:
+    """List the input. Where it changed since a killed run, that run's work is forgotten."""
+    units = find_units(source, job.work / "index.parquet", job.curation)
+    found, note = fingerprint(units), job.work / INPUTS
+    if not note.exists() or note.read_text() != found:
+        for part in ("passes", "result"):
+            shutil.rmtree(job.work / part)
+            (job.work / part).mkdir()
+        with atomic_file(note) as temporary:
+            temporary.write_text(found)
+    return units
+
+
+def _add_up(
+    units: Sequence[Unit], job: Job, notions: Sequence[Notion]
+) -> tuple[Summary, NotionTables]:
     rules = job.curation["notions"]
-    return choose(counts, rules["least"], rules["entities"])
+    tables = NotionTables(notions, rules["side_bin"], rules["aspect_bin"])
+    summary = Summary(chain(job.curation), job.curation)
+    for unit in units:
+        counts = read_json(job.path(unit, "pack.json"))
+        summary.merge(counts["summary"])
+        tables.merge(counts["notions"])
+        summary.seconds.update(counts["seconds"])
+        for name in ("scan", "judge"):
+            summary.seconds.update(read_json(job.path(unit, f"{name}.json")))
+    summary.frequencies = tables.frequencies()
+    return summary, tables
 
 
-class _Result:
-    """Writes the tables of a finished run, one shard at a time."""
-
-    def __init__(
-        self,
-        job: Job,
-        kept: Mapping[str, list[str]],
-        dropped: Verdicts,
-        notions: Sequence[Notion],
-        finder: NotionFinder,
-    ) -> None:
-        self.job, self.kept, self.dropped = job, kept, dropped
-        self.notions, self.finder = list(notions), finder
-        self.filters = [*cheap_filters(job.curation), *model_filters(job.curation)]
-        self.scores = [f"score_{f.name}" for f in self.filters]
-        self.manifest = pa.schema(
-            [
-                ("key", pa.string()), ("shard", pa.string()), ("caption", pa.string()),
-                ("width", pa.int32()), ("height", pa.int32()), ("source", pa.string()),
-                ("synthetic", pa.bool_()), ("sha256", pa.string()),
-                *[(name, pa.float64()) for name in self.scores],
-                *[(column(n.word), pa.bool_()) for n in self.notions],
-                ("notion_words", pa.list_(pa.string())),
-            ]
-        )  # fmt: skip
-
-    def write(self, shards: Sequence[Path], work: Path) -> Summary:
-        """Write manifest, rejects and notion tables into `work`; return the counts."""
-        tables, summary = NotionTables(self.notions), Summary(self.filters, self.job.curation)
-        rejected = pa.schema(REJECTED)
-        with (
-            atomic_file(work / "manifest.parquet") as manifest_path,
-            atomic_file(work / "rejects.parquet") as rejects_path,
-            pq.ParquetWriter(manifest_path, self.manifest) as manifest,
-            pq.ParquetWriter(rejects_path, rejected) as rejects,
-        ):
-            for shard in shards:
-                rows = list(self._rows(shard))
-                summary.add(shard, rows, self.job)
-                good = [row for row in rows if row["filter"] is None]
-                self._notions(good, tables)
-                bad = [row for row in rows if row["filter"] is not None]
-                manifest.write_table(pa.Table.from_pylist(good, schema=self.manifest))
-                rejects.write_table(pa.Table.from_pylist(bad, schema=rejected))
-        rules = self.job.curation["notions"]
-        for name, frame in (
-            ("notions", tables.frequencies()),
-            ("cooccurrence", tables.cooccurrence()),
-            ("distributions", tables.distributions(rules["side_bin"], rules["aspect_bin"])),
-        ):
-            with atomic_file(work / f"{name}.parquet") as path:
-                frame.to_parquet(path, index=False)
-        summary.frequencies = tables.frequencies()
-        return summary
-
-    def _rows(self, shard: Path) -> Iterator[dict[str, Any]]:
-        """Join scan, judge and decisions: one row a key of the shard."""
-        judged = {
-            row["key"]: row
-            for row in pq.read_table(self.job.path(shard, "judge.parquet")).to_pylist()
-        }
-        for row in pq.read_table(self.job.path(shard, "scan.parquet")).to_pylist():
-            row["shard"] = shard.stem
-            if row["filter"] is None:
-                row |= judged.get(row["key"], {})
-                row |= self.dropped.get((shard.stem, row["key"]), {})
-            yield row
-
-    def _notions(self, rows: Sequence[dict[str, Any]], tables: NotionTables) -> None:
-        """Add notion columns to the kept rows and count them."""
-        place = {notion: i for i, notion in enumerate(self.notions)}
-        names = [column(notion.word) for notion in self.notions]
-        present = np.zeros((len(rows), len(names)), bool)
-        for i, row in enumerate(rows):
-            found = [n for n in self.finder.find(row["caption"]) if n in place]
-            present[i, [place[n] for n in found]] = True
-            row["notion_words"] = [n.word for n in found]
-            row |= {name: bool(v) for name, v in zip(names, present[i], strict=True)}
-        tables.add(present, ((r["source"], r["width"], r["height"]) for r in rows))
+def _write_tables(
+    units: Sequence[Unit], job: Job, notions: Sequence[Notion], tables: NotionTables
+) -> None:
+    for name, fields in (("manifest", manifest_fields(job, notions)), ("rejects", REJECTED)):
+        parts = (job.path(unit, f"{name}.parquet") for unit in units)
+        _join(parts, job.result(f"{name}.parquet"), pa.schema(fields))
+    for name in TABLES:
+        with atomic_file(job.result(f"{name}.parquet")) as path:
+            getattr(tables, "frequencies" if name == "notions" else name)().to_parquet(
+                path, index=False
+            )
 
 
-def _publish(work: Path, out: Path, shards: Sequence[Path]) -> None:
-    """Drop the passes' own files and give the folder its name."""
-    for shard in shards:
-        for ending in ("scan.parquet", "scan.json", "judge.parquet", "judge.json"):
-            (work / f"{shard.stem}.{ending}").unlink(missing_ok=True)
+def _join(parts: Iterable[Path], path: Path, schema: pa.Schema) -> None:
+    """Write the parts one after the other as one table."""
+    with atomic_file(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        held: list[pa.Table] = []
+        for part in parts:
+            held.append(pq.read_table(part))
+            if sum(table.num_rows for table in held) >= GROUP:
+                writer.write_table(pa.concat_tables(held))
+                held = []
+        if held:
+            writer.write_table(pa.concat_tables(held))
+
+
+def _publish(work: Path, out: Path) -> None:
+    """Give the result its name; the passes' own files go."""
+    (work / INPUTS).unlink()  # a run killed from here on is no longer one to go on with
     if out.exists():
         shutil.rmtree(out)
-    os.replace(work, out)
+    os.replace(work / "result", out)
+    shutil.rmtree(work, ignore_errors=True)

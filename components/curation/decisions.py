@@ -1,107 +1,171 @@
-"""What only all shards together can tell: repeated pictures, and the share of synthetic ones."""
+"""What only all units together can tell: repeats, the share of synthetic pictures, the notions.
 
-from collections.abc import Iterable, Iterator, Mapping
+Each decision goes through DuckDB files and reads the passes' tables one after the other, so
+that memory does not grow with the number of pictures; each writes one file, whole or absent.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from math import floor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.curation.detectors import uniform
-from components.curation.duplicates import HASH_BYTES, THUMB_BYTES, near_duplicates
-from components.curation.passes import DAMAGED, Job, verdict
-
-Place = tuple[str, str]  # shard stem, key
-Verdicts = dict[Place, dict[str, Any]]
-
-
-def rows_in(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a table that no filter has rejected."""
-    names = [*dict.fromkeys([*columns, "filter"])]
-    for row in pq.read_table(path, columns=names).to_pylist():
-        if row["filter"] is None:
-            yield row
+from components.curation.chain import EXACT, KEY, NEAR
+from components.curation.duplicates import Comparison
+from components.curation.notions import Notion, choose
+from components.curation.passes import Job, repeated, verdict
+from components.curation.sources import Unit
+from components.files import atomic_file, read_json, write_json
 
 
-def find_duplicates(shards: Iterable[Path], job: Job) -> tuple[Verdicts, dict[str, list[str]]]:
-    """Compare all pictures that passed the scan; the first in shard order is the one that stays.
+def find_repeats(units: Sequence[Unit], job: Job) -> int:
+    """Compare all pictures that passed the scan; return how many repeat an earlier one.
 
-    Returns the verdicts on the others and, a shard, the keys still in. Memory: 32 bytes of
-    hash and 192 of thumbnail a picture.
+    Writes passes/repeats.parquet; the first in the input's order is the one that stays.
     """
-    rules = job.curation["duplicates"]
-    verdicts: Verdicts = {}
-    places: list[Place] = []
-    keys: set[str] = set()
-    shas: dict[bytes, int] = {}
-    hashes, thumbs = bytearray(), bytearray()
-    stems = []
-    for shard in shards:
-        stems.append(shard.stem)
-        columns = ["key", "sha256", "phash", "thumb"]
-        for row in rows_in(job.path(shard, "scan.parquet"), columns):
-            place, sha = (shard.stem, row["key"]), bytes.fromhex(row["sha256"])
-            if row["key"] in keys:
-                why = f"key {row['key']} is in an earlier shard"
-                verdicts[place] = verdict(DAMAGED, None, None, why)
-            elif sha in shas:
-                verdicts[place] = verdict(
-                    "exact_duplicate", 0.0, 0.0, f"same bytes as {places[shas[sha]][1]}"
+    path = job.work / "passes" / "repeats.parquet"
+    if not path.exists():
+        rules, memory = job.curation["duplicates"], str(job.curation["limits"]["memory"])
+        comparison = Comparison(job.work / "repeats.duckdb", memory, int(rules["distance"]))
+        columns = ["row", "key", "sha256", "phash", "thumb"]
+        for unit in units:
+            for table in _still_in(job.path(unit, "scan.parquet"), columns):
+                comparison.add(unit.name, *(table[name].to_pylist() for name in columns))
+        comparison.find(float(rules["colour"]))
+        with atomic_file(path) as temporary:
+            comparison.write(temporary)
+        comparison.close()
+    return pq.read_metadata(path).num_rows
+
+
+def repeat_verdict(repeat: dict[str, Any], distance: int) -> dict[str, Any]:
+    """The verdict on a row of passes/repeats.parquet."""
+    first, bits = repeat["first"], repeat["bits"]
+    if repeat["kind"] == "key":
+        return verdict(KEY, None, None, f"key {first} comes earlier in the input")
+    if repeat["kind"] == "sha256":
+        return verdict(EXACT, 0.0, 0.0, f"same bytes as {first}")
+    return verdict(NEAR, float(bits), float(distance), f"{bits} bits of 256 from {first}")
+
+
+def drop_synthetic(units: Sequence[Unit], job: Job) -> float:
+    """Choose the synthetic pictures beyond their share; return the share there was.
+
+    Writes passes/capped.parquet (unit, row). Those with the lowest random numbers stay.
+    """
+    path = job.work / "passes" / "capped.parquet"
+    figure = job.work / "passes" / "synthetic.json"
+    if not figure.exists():
+        db = _database(job, "synthetic.duckdb")
+        db.execute("create table part (place bigint, unit varchar, row bigint, draw double)")
+        real = 0
+        for place, unit in enumerate(units):
+            db.execute(
+                "insert into part select ?, ?, s.row, s.draw from read_parquet(?) s "
+                "join read_parquet(?) j using (row) where s.synthetic and j.filter is null",
+                [place, unit.name, *_tables(unit, job)],
+            )
+            real += _one(
+                db.execute(
+                    "select count(*) from read_parquet(?) s join read_parquet(?) j using (row) "
+                    "where not s.synthetic and j.filter is null",
+                    list(_tables(unit, job)),
                 )
-            else:
-                shas[sha] = len(places)
-                places.append(place)
-                hashes += row["phash"]
-                thumbs += row["thumb"]
-            keys.add(row["key"])
-    near = near_duplicates(
-        np.frombuffer(bytes(hashes), np.uint8).reshape(-1, HASH_BYTES),
-        np.frombuffer(bytes(thumbs), np.uint8).reshape(-1, THUMB_BYTES),
-        rules["distance"],
-        rules["colour"],
-    )
-    for index, (first, bits) in near.items():
-        why = f"{bits} bits of 256 from {places[first][1]}"
-        verdicts[places[index]] = verdict(
-            "near_duplicate", float(bits), float(rules["distance"]), why
-        )
-    kept: dict[str, list[str]] = {stem: [] for stem in stems}
-    for stem, key in places:
-        if (stem, key) not in verdicts:
-            kept[stem].append(key)
-    return verdicts, kept
+            )
+        synthetic = _one(db.execute("select count(*) from part"))
+        room = synthetic_room(real, synthetic, float(job.curation["synthetic"]["share"]))
+        with atomic_file(path) as temporary:
+            db.execute(
+                "copy (select unit, row from (select *, row_number() over (order by draw, place, "
+                f"row) as n from part) where n > {room} order by place, row) to '{temporary}' "
+                "(format parquet)"
+            )
+        db.close()
+        write_json(figure, {"share": synthetic / max(real + synthetic, 1)})
+    return float(read_json(figure)["share"])
 
 
-def cap_synthetic(real: int, synthetic: Mapping[Place, float], share: float) -> set[Place]:
-    """Return the synthetic pictures to drop so that at most `share` of what stays is synthetic.
+def synthetic_room(real: int, synthetic: int, share: float) -> int:
+    """How many of `synthetic` pictures may stay so that they are at most `share` of what stays.
 
-    real: number of pictures that are not synthetic; synthetic: {place: random number}, the
-    lowest numbers stay. As many stay as the share allows.
+    real: number of pictures that are not synthetic and stay.
     """
     if share >= 1:
-        return set()
-    room = floor(share * real / (1 - share) + 1e-9)
-    order = sorted(synthetic, key=lambda place: (synthetic[place], place))
-    return set(order[room:])
+        return synthetic
+    return min(synthetic, floor(share * real / (1 - share) + 1e-9))
 
 
-def drop_synthetic(shards: Iterable[Path], job: Job, kept: Mapping[str, list[str]]) -> Verdicts:
-    """Apply the cap on synthetic pictures to the keys still in."""
-    share, seed = job.curation["synthetic"]["share"], int(job.curation["seed"])
-    real, synthetic = 0, {}
-    for shard in shards:
-        inside = set(kept[shard.stem])
-        for row in rows_in(job.path(shard, "scan.parquet"), ["key", "synthetic"]):
-            if row["key"] not in inside:
-                continue
-            if row["synthetic"]:
-                synthetic[shard.stem, row["key"]] = uniform(seed, "synthetic", row["key"])
-            else:
-                real += 1
-    found = len(synthetic) / max(real + len(synthetic), 1)
-    why = f"synthetic, of which {found:.3f} came and {share:g} may stay"
-    return {
-        place: verdict("synthetic", found, float(share), why)
-        for place in cap_synthetic(real, synthetic, share)
-    }
+def capped(unit: Unit, job: Job) -> set[int]:
+    """The unit's rows that `drop_synthetic` chose."""
+    path = job.work / "passes" / "capped.parquet"
+    return set(pq.read_table(path, filters=[("unit", "=", unit.name)])["row"].to_pylist())
+
+
+def choose_notions(units: Sequence[Unit], job: Job) -> list[Notion]:
+    """Count the notions of the kept captions and choose those that get a column.
+
+    Writes passes/notions.json.
+    """
+    path = job.work / "passes" / "notions.json"
+    if not path.exists():
+        rules, db = job.curation["notions"], _database(job, "notions.duckdb")
+        db.execute("create table counts (word varchar, kind varchar, n bigint)")
+        for unit in units:
+            counts = Counter(
+                (word, kind)
+                for row in _kept(unit, job)
+                for word, kind in zip(row["words"], row["kinds"], strict=True)
+            )
+            if counts:
+                part = pa.table(
+                    {
+                        "word": [word for word, _ in counts],
+                        "kind": [kind for _, kind in counts],
+                        "n": list(counts.values()),
+                    }
+                )
+                db.register("part", part)
+                db.execute("insert into counts select * from part")
+                db.unregister("part")
+        often = db.execute(
+            "select word, kind, sum(n)::bigint from counts group by word, kind having sum(n) >= ?",
+            [rules["least"]],
+        ).fetchall()
+        db.close()
+        found = {Notion(word, kind): n for word, kind, n in often}
+        chosen = choose(found, rules["least"], rules["entities"])
+        write_json(path, [[notion.word, notion.kind] for notion in chosen])
+    return [Notion(word, kind) for word, kind in read_json(path)]
+
+
+def _kept(unit: Unit, job: Job) -> Iterator[dict[str, Any]]:
+    out = capped(unit, job)
+    for table in _still_in(job.path(unit, "judge.parquet"), ["row", "words", "kinds"]):
+        yield from (row for row in table.to_pylist() if row["row"] not in out)
+
+
+def _still_in(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a table that no filter has rejected, a stretch at a time."""
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=[*columns, "filter"]):
+            yield batch.filter(pa.compute.is_null(batch["filter"]))
+
+
+def _tables(unit: Unit, job: Job) -> tuple[str, str]:
+    return str(job.path(unit, "scan.parquet")), str(job.path(unit, "judge.parquet"))
+
+
+def _database(job: Job, name: str) -> duckdb.DuckDBPyConnection:
+    path = job.work / name
+    path.unlink(missing_ok=True)
+    settings = {"memory_limit": str(job.curation["limits"]["memory"]), "threads": 1}
+    return duckdb.connect(str(path), config=settings | {"temp_directory": f"{path}.spill"})
+
+
+def _one(result: duckdb.DuckDBPyConnection) -> int:
+    row = result.fetchone()
+    return int(row[0]) if row else 0

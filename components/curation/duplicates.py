@@ -1,22 +1,28 @@
-"""Exact and near duplicates.
+"""Exact and near duplicates, in sets of any size.
 
 Two pictures are near duplicates when their perceptual hashes (imagehash.phash, DCT of the
 luminance) differ in few bits *and* their colour thumbnails are alike: flat scenes that differ
-in colour only have near hashes.
+in colour only have near hashes. All pictures are compared with each other, so what is needed
+of each lies in a DuckDB file, which sorts and joins within a memory limit.
 """
 
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import cv2
+import duckdb
 import imagehash
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 HASH_SIDE = 16  # hash of 16 × 16 bits: 8 × 8 takes different flat scenes for the same
 HASH_BYTES = HASH_SIDE * HASH_SIDE // 8
 THUMB_SIDE = 8
 THUMB_BYTES = THUMB_SIDE * THUMB_SIDE * 3
+GROUP = 8192  # rows of a stretch of the table of repeats, of which one is read at a time
+WORDS = HASH_BYTES // 8  # 64-bit words of a hash
 
 
 def perceptual_hash(pixels: np.ndarray) -> bytes:
@@ -31,48 +37,127 @@ def thumbnail(pixels: np.ndarray) -> bytes:
     return small.astype(np.uint8).tobytes()
 
 
-def near_pairs(hashes: np.ndarray, distance: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield index arrays (i, j), i < j, of all pairs at Hamming distance ≤ `distance`.
+def bands(hashes: np.ndarray, distance: int) -> np.ndarray:
+    """Cut each hash into distance + 1 bands: uint8 (n, 32) -> uint32 (n, distance + 1).
 
-    hashes: uint8 (n, bytes). Exact, without comparing all pairs: of distance + 1 bands that
-    share out the bits, two such hashes agree in at least one (pigeonhole), so only hashes that
-    share a band's value are compared. A pair may come more than once.
+    Two hashes that differ in at most `distance` bits agree in at least one band (pigeonhole).
+    Of a band longer than 32 bits the first 32 are taken, which agree too.
     """
-    n, width = hashes.shape
-    bits = np.unpackbits(hashes, axis=1)
-    for band in np.array_split(np.arange(width * 8), distance + 1):
-        _, group = np.unique(np.packbits(bits[:, band], axis=1), axis=0, return_inverse=True)
-        order = np.argsort(group, kind="stable")
-        starts = np.flatnonzero(np.diff(group[order], prepend=-1, append=n + 1))
-        for first, last in pairwise(starts):
-            members = order[first:last]
-            for row in range(0, len(members) if len(members) > 1 else 0, 512):
-                block = members[row : row + 512]
-                unlike = hashes[block][:, None, :] ^ hashes[members][None, :, :]
-                near = np.bitwise_count(unlike).sum(axis=2, dtype=np.int64) <= distance
-                a, b = np.nonzero(near & (block[:, None] < members[None, :]))
-                if len(a):
-                    yield block[a], members[b]
+    bits = np.unpackbits(hashes, axis=1).astype(np.uint32)
+    out = np.zeros((len(hashes), distance + 1), np.uint32)
+    for number, places in enumerate(np.array_split(np.arange(bits.shape[1]), distance + 1)):
+        places = places[:32]
+        out[:, number] = bits[:, places] @ (np.uint32(1) << np.arange(len(places), dtype=np.uint32))
+    return out
 
 
-def near_duplicates(
-    hashes: np.ndarray, thumbs: np.ndarray, distance: int, colour: float
-) -> dict[int, tuple[int, int]]:
-    """Return {index: (index of the earlier picture that is kept, Hamming distance)}.
+class Comparison:
+    """Compares the pictures added to it, in the order they were added; the first one stays.
 
-    hashes: uint8 (n, 32); thumbs: uint8 (n, 192); colour: the most that two thumbnails may
-    differ on average, in levels of 255. A picture is compared with kept ones only, in order,
-    so that a chain of small steps does not end in nothing.
+    path: the DuckDB file, made anew. memory: DuckDB's limit, e.g. "512MB"; beyond it, it works
+    on disk beside the file. distance: most bits of 256 that near duplicates differ in.
     """
-    rivals: dict[int, set[int]] = {}
-    for a, b in near_pairs(hashes, distance):
-        alike = np.abs(thumbs[a].astype(np.int16) - thumbs[b]).mean(axis=1) <= colour
-        for i, j in zip(a[alike].tolist(), b[alike].tolist(), strict=True):
-            rivals.setdefault(j, set()).add(i)
-    dropped: dict[int, tuple[int, int]] = {}
-    for j in sorted(rivals):
-        kept = [i for i in sorted(rivals[j]) if i not in dropped]
-        if kept:
-            bits = int(np.bitwise_count(hashes[j] ^ hashes[kept[0]]).sum())
-            dropped[j] = (kept[0], bits)
-    return dropped
+
+    def __init__(self, path: Path, memory: str, distance: int) -> None:
+        path.unlink(missing_ok=True)
+        self.distance, self.count = distance, 0
+        settings = {"memory_limit": memory, "threads": 1, "temp_directory": f"{path}.spill"}
+        self.db = duckdb.connect(str(path), config=settings)
+        words = ", ".join(f"h{i} ubigint" for i in range(WORDS))
+        cuts = ", ".join(f"b{i} uinteger" for i in range(distance + 1))
+        self.db.execute(
+            f"create table seen (id bigint, unit varchar, row bigint, key varchar, sha256 varchar, "
+            f"thumb blob, {words}, {cuts})"
+        )
+        self.db.execute("create table repeats (id bigint, kind varchar, first bigint, bits int)")
+
+    def add(
+        self,
+        unit: str,
+        rows: Sequence[int],
+        keys: Sequence[str],
+        shas: Sequence[str],
+        hashes: Sequence[bytes],
+        thumbs: Sequence[bytes],
+    ) -> None:
+        """Add pictures of one unit: places in it, keys, SHA-256 in hex, hashes, thumbnails."""
+        if not keys:
+            return
+        whole = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, HASH_BYTES)
+        columns: dict[str, Any] = {
+            "id": np.arange(self.count, self.count + len(keys)),
+            "unit": [unit] * len(keys),
+            "row": list(rows),
+            "key": list(keys),
+            "sha256": list(shas),
+            "thumb": list(thumbs),
+        }
+        for number, word in enumerate(whole.view(np.uint64).T):
+            columns[f"h{number}"] = np.ascontiguousarray(word)
+        for number, band in enumerate(bands(whole, self.distance).T):
+            columns[f"b{number}"] = np.ascontiguousarray(band)
+        self.db.register("part", pa.table(columns))
+        self.db.execute("insert into seen by name select * from part")
+        self.db.unregister("part")
+        self.count += len(keys)
+
+    def find(self, colour: float) -> None:
+        """Find what repeats an earlier picture's key, its bytes, or nearly its look.
+
+        colour: the most that two thumbnails may differ on average, in levels of 255. Each
+        kind is looked for among what the one before left. A near duplicate is compared with
+        kept pictures only, so that a chain of small steps does not end in nothing. Memory:
+        DuckDB's limit and a byte a picture.
+        """
+        for kind in ("key", "sha256"):
+            self.db.execute(
+                f"insert into repeats select id, '{kind}', first, 0 from (select id, "
+                f"first_value(id) over same as first from seen anti join repeats using (id) "
+                f"window same as (partition by {kind} order by id)) where first != id"
+            )
+        self.db.execute("create table rest as select * from seen anti join repeats using (id)")
+        self.db.execute("create table pairs (i bigint, j bigint, bits int)")
+        bits = " + ".join(f"bit_count(xor(a.h{i}, b.h{i}))::int" for i in range(WORDS))
+        for number in range(self.distance + 1):
+            self.db.execute(
+                f"insert into pairs select a.id, b.id, {bits} as bits from rest a join rest b "
+                f"on a.b{number} = b.b{number} and a.id < b.id where bits <= {self.distance}"
+            )
+        self._drop_near(colour)
+
+    def _drop_near(self, colour: float) -> None:
+        found = self.db.sql(
+            "select p.i, p.j, p.bits, a.thumb as ti, b.thumb as tj from "
+            "(select distinct i, j, bits from pairs) p join rest a on a.id = p.i "
+            "join rest b on b.id = p.j order by p.j, p.i"
+        ).to_arrow_reader(4096)
+        dropped = np.zeros(self.count, bool)
+        near: dict[str, list[Any]] = {"id": [], "first": [], "bits": []}
+        for batch in found:
+            ti, tj = (
+                np.frombuffer(b"".join(batch[name].to_pylist()), np.uint8).reshape(-1, THUMB_BYTES)
+                for name in ("ti", "tj")
+            )
+            alike = np.abs(ti.astype(np.int16) - tj).mean(axis=1) <= colour
+            pairs = zip(*(batch[n].to_numpy()[alike].tolist() for n in "ij"), strict=True)
+            for (i, j), bits in zip(pairs, batch["bits"].to_numpy()[alike].tolist(), strict=True):
+                if not dropped[i] and not dropped[j]:
+                    dropped[j] = True
+                    near["id"].append(j)
+                    near["first"].append(i)
+                    near["bits"].append(bits)
+        self.db.register("near", pa.table(near))
+        self.db.execute("insert into repeats select id, 'near', first, bits from near")
+        self.db.unregister("near")
+
+    def write(self, path: Path) -> None:
+        """Write the repeats as parquet: unit, row, kind (key, sha256, near), first (key), bits."""
+        self.db.execute(
+            "copy (select s.unit, s.row, r.kind, f.key as first, r.bits from repeats r "
+            "join seen s on s.id = r.id join seen f on f.id = r.first order by r.id) "
+            f"to '{path}' (format parquet, row_group_size {GROUP})"
+        )
+
+    def close(self) -> None:
+        """Close the file."""
+        self.db.close()

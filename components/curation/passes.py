@@ -1,17 +1,18 @@
-"""The passes over shards: each works on one shard, in any process, and writes one file.
+"""The passes over the input: each works on one unit, in any process, and writes its own files.
 
-scan    decode, cheap filters, hashes            -> NAME.scan.parquet, a row a key
-judge   model filters, on what is still in       -> NAME.judge.parquet, a row a key still in
-pack    the kept samples' bytes, as they came    -> NAME.tar
+scan    decode, cheap filters, hashes               -> NAME.scan.parquet, a row a sample
+judge   model filters, captions, notions            -> NAME.judge.parquet, a row a picture still in
+pack    the kept samples, the tables (pack.py)      -> NAME.tar and parts of manifest and rejects
+show    the report's pictures (pack.py)             -> NAME.show.json
 
-A file is whole or absent, so a pass that was killed goes on with the shards that lack it.
+Between them stand decisions that only all units together can tell (decisions.py). A pass ends
+by writing NAME.PASS.json, so one that was killed goes on with the units that lack it.
 """
 
 import hashlib
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from components.curation.detectors import Gated, model_filters
+from components.curation.chain import CAPTION, DAMAGED, Chain, chain
+from components.curation.detectors import Gated, uniform
 from components.curation.duplicates import perceptual_hash, thumbnail
-from components.curation.filters import Filter, Picture, cheap_filters
+from components.curation.filters import Filter, Picture
+from components.curation.notions import Notion, NotionFinder
+from components.curation.own import checked_score
 from components.curation.pictures import DamagedPicture, decode
-from components.curation.shards import Sample, read_shard, write_shard
-from components.files import atomic_file, write_json
+from components.curation.shards import Sample
+from components.curation.sources import Unit, read_unit
+from components.curation.stopwatch import Stopwatch
+from components.curation.rows import Rows, in_batches, read_rows
+from components.files import write_json
 
-DAMAGED = "damaged"
+STYLE = "style"
 VERDICT = [
     ("filter", pa.string()),
     ("score", pa.float64()),
@@ -35,12 +42,15 @@ VERDICT = [
     ("reason", pa.string()),
 ]
 SCANNED = [
+    ("row", pa.int64()),  # place in the unit: samples are told apart by it, keys may repeat
     ("key", pa.string()),
     ("caption", pa.string()),
     ("width", pa.int32()),
     ("height", pa.int32()),
     ("source", pa.string()),
+    ("style", pa.string()),
     ("synthetic", pa.bool_()),
+    ("draw", pa.float64()),  # random number by which synthetic pictures are chosen
     ("sha256", pa.string()),
     ("phash", pa.binary()),
     ("thumb", pa.binary()),
@@ -48,94 +58,90 @@ SCANNED = [
 ]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Job:
-    """What a pass needs besides the shard: the curation params, where files go.
-
-    `keys`: the shard's keys that `judge` looks at and `pack` keeps.
-    """
+    """What a pass needs besides the unit: the curation params, the folder of this run."""
 
     curation: Mapping[str, Any]
     work: Path
-    keys: Sequence[str] = field(default_factory=list)
 
-    def path(self, shard: Path, ending: str) -> Path:
-        """The file a pass makes of a shard."""
-        return self.work / f"{shard.stem}.{ending}"
+    def path(self, unit: Unit, ending: str) -> Path:
+        """The file that a pass makes of a unit for the passes after it."""
+        return self.work / "passes" / f"{unit.name}.{ending}"
+
+    def result(self, name: str) -> Path:
+        """A file of the curated set."""
+        return self.work / "result" / name
 
 
-def scan(shard: Path, job: Job) -> None:
-    """Write the shard's scan table: every key with its scores or the reason of its rejection."""
-    limits, filters = job.curation["limits"], cheap_filters(job.curation)
-    watch = Stopwatch()
-    rows: list[dict[str, Any]] = []
-    for samples in _batches(watch.over("read", read_shard(shard, limits)), limits["batch"]):
-        pictures: list[Picture | None] = []
-        block = [_scanned(sample) for sample in samples]
-        with watch("decode"):
-            for sample, row in zip(samples, block, strict=True):
-                pictures.append(_decoded(sample, row, limits))
-        for stage in filters:
-            with watch(stage.name):
-                apply(stage, block, pictures)
-        with watch("hashes"):
-            for row, picture in zip(block, pictures, strict=True):
-                if picture is not None and row["filter"] is None:
-                    row["phash"] = perceptual_hash(picture.pixels)
-                    row["thumb"] = thumbnail(picture.pixels)
-        rows += block
+def scan(unit: Unit, job: Job) -> None:
+    """Write the unit's scan table: every sample with its scores or why it was rejected."""
+    limits, filters, watch = job.curation["limits"], ready(job, dear=False).cheap, Stopwatch()
     scores = [(f"score_{f.name}", pa.float64()) for f in filters]
-    _write(job.path(shard, "scan.parquet"), rows, SCANNED + scores + VERDICT)
-    write_json(job.path(shard, "scan.json"), watch.seconds)
+    count = 0
+    with Rows(job.path(unit, "scan.parquet"), [*SCANNED, *scores, *VERDICT]) as table:
+        samples = watch.over("read", read_unit(unit, job.curation))
+        for batch in in_batches(samples, limits["batch"]):
+            block, pictures = [], []
+            with watch("decode"):
+                for number, sample in enumerate(batch, count):
+                    block.append(_scanned(sample, number, int(job.curation["seed"])))
+                    pictures.append(_decoded(sample, block[-1], limits))
+            count += len(batch)
+            for stage in filters:
+                with watch(stage.name):
+                    apply(stage, block, pictures)
+            with watch("hashes"):
+                for row, picture in zip(block, pictures, strict=True):
+                    if picture is not None and row["filter"] is None:
+                        row["phash"] = perceptual_hash(picture.pixels)
+                        row["thumb"] = thumbnail(picture.pixels)
+            with watch("tables"):
+                table.add(block)
+    write_json(job.path(unit, "scan.json"), watch.stop())
 
 
-def judge(shard: Path, job: Job) -> None:
-    """Write the model filters' verdicts on `job.keys` of the shard."""
-    limits, filters = job.curation["limits"], _ready(job)
-    watch = Stopwatch()
-    wanted = set(job.keys)
-    rows: list[dict[str, Any]] = []
-    samples = (s for s in read_shard(shard, limits) if s.key in wanted and not s.error)
-    for batch in _batches(watch.over("read", samples), limits["batch"]):
-        block: list[dict[str, Any]] = [{"key": s.key, "filter": None} for s in batch]
-        with watch("decode"):
-            pictures: list[Picture | None] = [
-                Picture(s.key, decode(s.members[s.extension], limits), s.caption, s.meta)
-                for s in batch
-            ]
-        for stage in filters:
-            with watch(stage.name):
-                apply(stage, block, pictures)
-        rows += block
-    fields = [("key", pa.string())]
-    for stage in filters:
+def judge(unit: Unit, job: Job) -> None:
+    """Write the model filters' verdicts, captions and notions of the pictures still in."""
+    limits, filters, watch = job.curation["limits"], ready(job, dear=True), Stopwatch()
+    fields = [("row", pa.int64()), ("caption", pa.string())]
+    for stage in filters.dear:
         fields.append((f"score_{stage.name}", pa.float64()))
         if isinstance(stage, Gated):
             fields.append((f"gate_{stage.name}", pa.float64()))
             fields.append((f"sampled_{stage.name}", pa.bool_()))
-    _write(job.path(shard, "judge.parquet"), rows, fields + VERDICT)
-    write_json(job.path(shard, "judge.json"), watch.seconds)
-
-
-def pack(shard: Path, job: Job) -> None:
-    """Write the curated shard: the members of `job.keys`, byte for byte as they came."""
-    wanted = set(job.keys)
-    if not wanted:
-        return
-    kept = (
-        (s.key, {e: s.members[e] for e in (s.extension, "txt", "json") if e in s.members})
-        for s in read_shard(shard, job.curation["limits"])
-        if s.key in wanted and not s.error
-    )
-    with atomic_file(job.path(shard, "tar")) as temporary:
-        write_shard(temporary, kept)
-
-
-PASSES: dict[str, tuple[Callable[[Path, Job], None], str]] = {
-    "scan": (scan, "scan.json"),
-    "judge": (judge, "judge.json"),
-    "pack": (pack, "tar"),
-}
+    fields += [("words", pa.list_(pa.string())), ("kinds", pa.list_(pa.string())), *VERDICT]
+    finder, out = NotionFinder(job.curation["notions"]), repeated(unit, job)
+    scanned = read_rows(job.path(unit, "scan.parquet"), ["row", "filter", "style"])
+    wanted = {r["row"]: r["style"] for r in scanned if not r["filter"] and r["row"] not in out}
+    with Rows(job.path(unit, "judge.parquet"), fields) as table:
+        numbered = enumerate(watch.over("read", read_unit(unit, job.curation)))
+        for batch in in_batches((n for n in numbered if n[0] in wanted), limits["batch"]):
+            block: list[dict[str, Any]] = [
+                {"row": row, "caption": sample.caption, "filter": None} for row, sample in batch
+            ]
+            with watch("decode"):
+                pictures = [
+                    _decoded(sample, row, limits)
+                    for (_, sample), row in zip(batch, block, strict=True)
+                ]
+            for stage in filters.dear:
+                if stage.name == CAPTION:
+                    with watch("captions"):
+                        _write_captions(filters, block, pictures)
+                with watch(stage.name):
+                    apply(stage, block, pictures)
+            with watch("notions"):
+                found = finder.find_all([row["caption"] for row in block])
+                for row, notions in zip(block, found, strict=True):
+                    style = wanted[row["row"]]
+                    if style is not None:
+                        notions = list(dict.fromkeys([*notions, Notion(style, STYLE)]))
+                    row["words"] = [n.word for n in notions]
+                    row["kinds"] = [n.kind for n in notions]
+            with watch("tables"):
+                table.add(block)
+    write_json(job.path(unit, "judge.json"), watch.stop())
 
 
 def apply(
@@ -146,7 +152,7 @@ def apply(
     batch = [picture for i in at if (picture := pictures[i]) is not None]
     if not batch:
         return
-    scores = stage.score(batch)
+    scores = checked_score(stage, batch)
     for place, (i, score, keep) in enumerate(zip(at, scores, stage.keeps(scores), strict=True)):
         row, known = rows[i], not math.isnan(score)
         row[f"score_{stage.name}"] = float(score) if known else None
@@ -163,25 +169,47 @@ def verdict(name: str, score: float | None, threshold: float | None, reason: str
     return {"filter": name, "score": score, "threshold": threshold, "reason": text}
 
 
-def _scanned(sample: Sample) -> dict[str, Any]:
+def repeated(unit: Unit, job: Job) -> dict[int, dict[str, Any]]:
+    """The unit's repeats, row -> kind, first, bits, as `decisions.find_repeats` wrote them."""
+    path = job.work / "passes" / "repeats.parquet"
+    rows = pq.read_table(path, filters=[("unit", "=", unit.name)]).to_pylist()
+    return {row["row"]: row for row in rows}
+
+
+def _write_captions(
+    filters: Chain, rows: Sequence[dict[str, Any]], pictures: Sequence[Picture | None]
+) -> None:
+    """Have the captioner write what is wanted of the pictures still in, a few at a time."""
+    captioner = filters.captioner
+    if captioner is None:
+        return
+    at = [i for i, r in enumerate(rows) if not r["filter"] and captioner.wants(r["caption"])]
+    chosen = [picture for i in at if (picture := pictures[i]) is not None]
+    for i, picture, text in zip(at, chosen, captioner.write(chosen) if at else (), strict=True):
+        rows[i]["caption"] = picture.caption = text
+
+
+def _scanned(sample: Sample, number: int, seed: int) -> dict[str, Any]:
     """A scan row before any filter looked at it."""
-    scene, source = sample.meta.get("scene"), sample.meta.get("source")
-    row: dict[str, Any] = {
+    meta = sample.meta
+    scene, source, style = (meta.get(name) for name in ("scene", "source", STYLE))
+    return {
+        "row": number,
         "key": sample.key,
         "caption": sample.caption,
         "source": source if isinstance(source, str) else "unknown",
-        "synthetic": sample.meta.get("synthetic") is True,
+        "style": style if isinstance(style, str) and style else None,
+        "synthetic": meta.get("synthetic") is True,
+        "draw": uniform(seed, "synthetic", sample.key),
         "truth": str(scene.get("defect") or "") if isinstance(scene, dict) else None,
         "filter": None,
     }
-    if sample.error:
-        row |= verdict(DAMAGED, None, None, sample.error)
-    return row
 
 
 def _decoded(sample: Sample, row: dict[str, Any], limits: Mapping[str, int]) -> Picture | None:
     """Decode the sample's picture and note its size and hash, or reject it."""
     if sample.error:
+        row |= verdict(DAMAGED, None, None, sample.error)
         return None
     data = sample.members[sample.extension]
     try:
@@ -194,69 +222,29 @@ def _decoded(sample: Sample, row: dict[str, Any], limits: Mapping[str, int]) -> 
     return Picture(sample.key, pixels, sample.caption, sample.meta)
 
 
-def _batches(samples: Iterator[Sample], size: int) -> Iterator[list[Sample]]:
-    batch: list[Sample] = []
-    for sample in samples:
-        batch.append(sample)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+_chains: dict[str, Chain] = {}
+_set_up: set[str] = set()
 
 
-def _write(path: Path, rows: list[dict[str, Any]], fields: list[tuple[str, pa.DataType]]) -> None:
-    table = pa.Table.from_pylist(rows, schema=pa.schema(fields))
-    with atomic_file(path) as temporary:
-        pq.write_table(table, temporary)
+def ready(job: Job, dear: bool) -> Chain:
+    """The run's filters, the cheap or the dear ones set up, once a process.
 
-
-_loaded: dict[str, list[Filter]] = {}
-
-
-def _ready(job: Job) -> list[Filter]:
-    """The model filters, loaded once a process."""
-    name = f"{job.work}"
-    if name not in _loaded:
-        _loaded.clear()
-        filters = model_filters(job.curation)
-        for stage in filters:
+    The libraries of this process are set to one thread: the processes of a pass are the
+    parallelism.
+    """
+    name = str(job.work)
+    if name not in _chains:
+        _chains.clear()
+        _set_up.clear()
+        cv2.setNumThreads(1)
+        Image.MAX_IMAGE_PIXELS = job.curation["limits"]["pixels"]
+        _chains[name] = chain(job.curation)
+    filters = _chains[name]
+    for stage in filters.dear if dear else filters.cheap:
+        if stage.name not in _set_up:
             stage.setup()
-        _loaded[name] = filters
-    return _loaded[name]
-
-
-def use_one_thread(pixels: int) -> None:
-    """Set the libraries of this process: OpenCV on one thread, Pillow's own pixel limit."""
-    cv2.setNumThreads(1)
-    Image.MAX_IMAGE_PIXELS = pixels
-
-
-class Stopwatch:
-    """CPU seconds by name: `with watch("decode"): …`; other programs do not make them more."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    def __call__(self, name: str) -> "Stopwatch":
-        """Choose the name that the next `with` block's seconds go to."""
-        self.name = name
-        return self
-
-    def __enter__(self) -> None:
-        self.started = time.process_time()
-
-    def __exit__(self, *_: object) -> None:
-        spent = time.process_time() - self.started
-        self.seconds[self.name] = self.seconds.get(self.name, 0.0) + spent
-
-    def over(self, name: str, items: Iterator[Sample]) -> Iterator[Sample]:
-        """Pass items on and time how long they take to come."""
-        while True:
-            started = time.process_time()
-            item = next(items, None)
-            spent = time.process_time() - started
-            self.seconds[name] = self.seconds.get(name, 0.0) + spent
-            if item is None:
-                return
-            yield item
+            _set_up.add(stage.name)
+    if dear and filters.captioner and "captioner" not in _set_up:
+        filters.captioner.setup()
+        _set_up.add("captioner")
+    return filters

@@ -2,65 +2,89 @@
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from components.curation.chain import DAMAGED, EXACT, KEY, NEAR, SYNTHETIC, Chain
 from components.curation.detectors import Gated
 from components.curation.filters import Filter
-from components.curation.passes import DAMAGED, Job
-from components.files import read_json
 
 BINS = 40
-# Filters without a score of their own, in the order they act in.
-FIRST, REPEATED, LAST = (DAMAGED,), ("exact_duplicate", "near_duplicate"), ("synthetic",)
+REPEATED = (EXACT, NEAR)
 
 
 class Summary:
-    """Adds up shard by shard; holds counts, histograms and a few names, never the rows."""
+    """Adds up rows and other summaries; holds counts, histograms and a few names, never the rows."""
 
-    def __init__(self, filters: Sequence[Filter], curation: Mapping[str, Any]) -> None:
-        self.filters = list(filters)
-        cheap = [f.name for f in filters if f.name not in ("faces", "text", "nsfw")]
-        dear = [f.name for f in filters if f.name in ("faces", "text", "nsfw")]
-        self.names = [*FIRST, *cheap, *REPEATED, *dear, *LAST]
+    def __init__(self, filters: Chain, curation: Mapping[str, Any]) -> None:
+        self.filters, self.names = filters.scored, filters.names
         self.pictures = int(curation["report"]["pictures"])
         self.total = self.kept = self.synthetic = 0
         self.rejected: Counter[str] = Counter()
         self.reasons: dict[str, list[str]] = defaultdict(list)
         self.truth: dict[str, Counter[str]] = defaultdict(Counter)  # defect -> filter or ''
         self.gates: dict[str, Counter[str]] = {
-            f.name: Counter() for f in filters if isinstance(f, Gated)
+            f.name: Counter() for f in self.filters if isinstance(f, Gated)
         }
-        self.edges = {f.name: np.linspace(0, _top(f), BINS + 1) for f in filters}
-        self.histograms = {f.name: np.zeros(BINS, np.int64) for f in filters}
+        self.edges = {f.name: np.linspace(0, _top(f), BINS + 1) for f in self.filters}
+        self.histograms = {f.name: np.zeros(BINS, np.int64) for f in self.filters}
         # Nearest to the threshold, by (filter, kept): a heap of (-distance, shard, key, score).
         self.nearest: dict[tuple[str, bool], list[tuple[float, str, str, float]]] = {}
         self.seconds: Counter[str] = Counter()
         self.frequencies = pd.DataFrame(columns=["notion", "kind", "count"])
 
-    def add(self, shard: Path, rows: Sequence[Mapping[str, Any]], job: Job) -> None:
-        """Add a shard's rows (scan, judge and decisions joined) and its passes' seconds."""
-        for row in rows:
-            by = row["filter"] or ""
-            self.total += 1
-            self.kept += not by
-            self.synthetic += bool(row["synthetic"]) and not by
-            if by:
-                self.rejected[by] += 1
-                if row["score"] is None or by in REPEATED:
-                    self._example(by, f"{shard.stem} {row['key']}: {row['reason']}")
-            if row["truth"] is not None:
-                self.truth[row["truth"]][by] += 1
-            if by in (*REPEATED, *LAST):
-                self._near(by, False, 0.0, row, row["score"])
-            for stage in self.filters:
-                self._score(stage, row)
-        for ending in ("scan.json", "judge.json"):
-            self.seconds.update(read_json(job.path(shard, ending)))
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Add a sample: its row of scan and judge joined, with the last verdict."""
+        by = row["filter"] or ""
+        self.total += 1
+        self.kept += not by
+        self.synthetic += bool(row["synthetic"]) and not by
+        if by:
+            self.rejected[by] += 1
+            if row["score"] is None or by in REPEATED:
+                self._example(by, f"{row['shard']} {row['key']}: {row['reason']}")
+        if row["truth"] is not None:
+            self.truth[row["truth"]][by] += 1
+        if by in (*REPEATED, SYNTHETIC):
+            self._near(by, False, 0.0, row, row["score"])
+        for stage in self.filters:
+            self._score(stage, row)
+
+    def state(self) -> dict[str, Any]:
+        """What was added so far, for JSON."""
+        return {
+            "total": self.total,
+            "kept": self.kept,
+            "synthetic": self.synthetic,
+            "rejected": self.rejected,
+            "reasons": self.reasons,
+            "truth": self.truth,
+            "gates": self.gates,
+            "histograms": {name: counts.tolist() for name, counts in self.histograms.items()},
+            "nearest": [[*place, sorted(heap)] for place, heap in self.nearest.items()],
+        }
+
+    def merge(self, state: Mapping[str, Any]) -> None:
+        """Add the state of another summary, of the units after those added so far."""
+        self.total += state["total"]
+        self.kept += state["kept"]
+        self.synthetic += state["synthetic"]
+        self.rejected.update(state["rejected"])
+        for name, texts in state["reasons"].items():
+            for text in texts:
+                self._example(name, text)
+        for defect, counts in state["truth"].items():
+            self.truth[defect].update(counts)
+        for name, counts in state["gates"].items():
+            self.gates[name].update(counts)
+        for name, counts in state["histograms"].items():
+            self.histograms[name] += np.array(counts, np.int64)
+        for name, kept, entries in state["nearest"]:
+            for entry in entries:
+                self._push(name, kept, tuple(entry))
 
     def _score(self, stage: Filter, row: Mapping[str, Any]) -> None:
         score, name = row.get(f"score_{stage.name}"), stage.name
@@ -83,8 +107,11 @@ class Summary:
     def _near(
         self, name: str, kept: bool, distance: float, row: Mapping[str, Any], score: float
     ) -> None:
+        self._push(name, kept, (-distance, row["shard"], row["key"], float(score)))
+
+    def _push(self, name: str, kept: bool, entry: tuple[float, str, str, float]) -> None:
         heap = self.nearest.setdefault((name, kept), [])
-        heapq.heappush(heap, (-distance, row["shard"], row["key"], float(score)))
+        heapq.heappush(heap, entry)
         if len(heap) > self.pictures:
             heapq.heappop(heap)
 
@@ -116,11 +143,11 @@ class Summary:
         """Recall by defect, precision by filter; the cap on synthetic pictures judges nothing."""
         sound = self.truth.get("", Counter())
         count = sum(sound.values())
-        passed = sound[""] + sound[LAST[0]]
+        passed = sound[""] + sound[SYNTHETIC]
         defects = {}
         for kind in sorted(k for k in self.truth if k):
             by, n = self.truth[kind], sum(self.truth[kind].values())
-            caught = n - by[""] - by[LAST[0]]
+            caught = n - by[""] - by[SYNTHETIC]
             names = [name for name in self.names if by[name]]
             defects[kind] = {
                 "count": n,
@@ -130,7 +157,7 @@ class Summary:
             }
         precision = {}
         for name in self.names:
-            if name not in LAST and self.rejected[name]:
+            if name != SYNTHETIC and self.rejected[name]:
                 wrong = sound[name]
                 precision[name] = round(1 - wrong / self.rejected[name], 4)
         return {
@@ -138,11 +165,15 @@ class Summary:
                 "count": count,
                 "passed": passed,
                 "share": round(passed / max(count, 1), 4),
-                "rejected_by": {n: sound[n] for n in self.names if sound[n] and n not in LAST},
+                "rejected_by": {n: sound[n] for n in self.names if sound[n] and n != SYNTHETIC},
             },
             "defects": defects,
             "precision": precision,
         }
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """CPU seconds by part of the work, over all processes."""
+        return {name: round(seconds, 2) for name, seconds in self.seconds.items()}
 
     def flat(self) -> dict[str, float]:
         """The figures as flat metrics, `curate/…`."""

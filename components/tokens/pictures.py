@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from components.curation.pictures import DamagedPicture, decode
+from components.curation.shards import PICTURES
 from components.errors import UserError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+SUFFIXES = tuple(f".{extension}" for extension in PICTURES)
 AGAIN = "run the stage curate again."
 
 
