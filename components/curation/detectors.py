@@ -26,6 +26,7 @@ class Faces(Filter):
     """
 
     name = "faces"
+    dear = True
     reason = "{score:.0f} faces found"
 
     def __init__(self, faces: Mapping[str, Any]) -> None:
@@ -57,6 +58,8 @@ class Gated(Filter):
     others a random share `gate.sample` is examined too, so that the gate's recall can be
     told. Whether a key is in the sample depends on the key and the seed alone.
     """
+
+    dear = True
 
     def __init__(self, threshold: float, gate: Mapping[str, float], seed: int) -> None:
         super().__init__(threshold)

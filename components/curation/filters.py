@@ -36,6 +36,7 @@ class Filter(ABC):
 
     name: str
     keep_high: bool = False
+    dear: bool = False  # runs a model: applied to survivors of the cheap filters only
     reason: str
 
     def __init__(self, threshold: float) -> None:
