@@ -19,15 +19,23 @@ from PIL import Image
 from components.curation import pool
 from components.curation.contract import check
 from components.curation.curate import curate
+from components.curation.passes import Job
 from components.curation.pictures import DamagedPicture, decode
 from components.curation.shards import read_shard, write_shard
+from components.curation.sources import Unit
 from components.errors import UserError
 from components.tracking import Tracker
 
 SETTINGS = {
     "seed": 0,
     "workers": 1,
-    "limits": {"picture_bytes": 1 << 20, "text_bytes": 4096, "pixels": 1 << 20, "batch": 8},
+    "limits": {"picture_bytes": 1 << 20, "text_bytes": 4096, "pixels": 1 << 20, "batch": 8,
+               "shard": 8, "memory": "256MB"},
+    "columns": {"image": ["image"], "caption": ["caption", "text"], "key": ["key"]},
+    "skip": [],
+    "own": {},
+    "aesthetic": {"model": "none", "threshold": 5.0},
+    "captions": {"write": "never", "model": "none"},
     "caption": {"letters": 3},
     "resolution": {"shorter_side": 96},
     "aspect": {"ratio": 3.0},
@@ -177,23 +185,64 @@ def test_killed_run_goes_on_in_two_processes_and_gives_the_same_bytes(
     curated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = curated.parent / "data"
-    done: list[str] = []
-    judge, ending = pool.PASSES["judge"]
+    for name in pool.PASSES:
+        done: list[str] = []
 
-    def killed(shard: Path, job: pool.Job) -> None:
-        if done:
-            raise KeyboardInterrupt
-        done.append(shard.stem)
-        judge(shard, job)
+        def killed(unit: Unit, job: Job, name: str = name, done: list[str] = done) -> None:
+            if done:
+                raise KeyboardInterrupt
+            done.append(unit.name)
+            pool.PASSES[name](unit, job)
 
-    monkeypatch.setitem(pool.PASSES, "judge", (killed, ending))
-    with pytest.raises(KeyboardInterrupt):
-        curate(data, tmp_path / "out", params(), Tracker())
-    assert not (tmp_path / "out").exists()
-    monkeypatch.setitem(pool.PASSES, "judge", (judge, ending))
+        passes = pool.PASSES | {name: killed}
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(pool, "run_one", lambda n, unit, job, p=passes: p[n](unit, job))
+            curate(data, tmp_path / "out", params(), Tracker())
+        assert not (tmp_path / "out").exists()
     curate(data, tmp_path / "out", params(workers=2), Tracker())
     assert digest(tmp_path / "out") == digest(curated)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_input_that_changes_under_a_killed_run_is_read_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(unit: Unit, job: Job) -> None:
+        raise KeyboardInterrupt
+
+    data = raw(tmp_path / "data", shards=2)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setitem(pool.PASSES, "judge", killed)
+        curate(data, tmp_path / "out", params(), Tracker())
+    write_shard(data / "00001.tar", [("000010000", sound(33))])
+    curate(data, tmp_path / "out", params(), Tracker())
+    manifest = pd.read_parquet(tmp_path / "out/manifest.parquet")
+    assert list(manifest.loc[manifest["shard"] == "00001", "key"]) == ["000010000"]
+
+
+@pytest.mark.parametrize("place", ["data", "data/out", ".", "own"])
+def test_output_never_overwrites_what_is_not_its_own(tmp_path: Path, place: str) -> None:
+    raw(tmp_path / "data", shards=1)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"lie in each other|holds something else"):
+        curate(tmp_path / "data", tmp_path / place, params(), Tracker())
+    assert (tmp_path / "own/notes.txt").read_text() == "mine"
+    assert (tmp_path / "data/00000.tar").exists()
+
+
+def test_keys_that_repeat_in_another_shard_are_rejected(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for shard in range(2):
+        samples = [(f"{i:09d}", sound(20 * shard + i)) for i in range(2 + shard)]
+        write_shard(tmp_path / f"data/{shard:05d}.tar", samples)
+    curate(tmp_path / "data", tmp_path / "out", params(), Tracker())
+    rejects = pd.read_parquet(tmp_path / "out/rejects.parquet")
+    assert rejects[["key", "shard", "filter"]].to_numpy().tolist() == [
+        ["000000000", "00001", "duplicate_key"],
+        ["000000001", "00001", "duplicate_key"],
+    ]
+    assert len(pd.read_parquet(tmp_path / "out/manifest.parquet")) == 3
 
 
 def test_damaged_shard_loses_only_what_is_damaged(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ PREFIX = "djepa_own_"  # of the names under which the files are imported
 TAKEN = (
     *("caption", "resolution", "aspect", "contrast", "noise", "sharpness"),
     *("faces", "text", "nsfw", "aesthetic"),
-    *("damaged", "exact_duplicate", "near_duplicate", "synthetic"),
+    *("damaged", "duplicate_key", "exact_duplicate", "near_duplicate", "synthetic"),
 )
 
 

@@ -26,7 +26,7 @@ from components.curation.detectors import Gated, uniform
 from components.curation.duplicates import perceptual_hash, thumbnail
 from components.curation.filters import Filter, Picture
 from components.curation.notions import Notion, NotionFinder
-from components.curation.own import checked_score
+from components.curation.own import checked_score, checked_setup
 from components.curation.pictures import DamagedPicture, decode
 from components.curation.shards import Sample
 from components.curation.sources import Unit, read_unit
@@ -111,7 +111,7 @@ def judge(unit: Unit, job: Job) -> None:
             fields.append((f"gate_{stage.name}", pa.float64()))
             fields.append((f"sampled_{stage.name}", pa.bool_()))
     fields += [("words", pa.list_(pa.string())), ("kinds", pa.list_(pa.string())), *VERDICT]
-    finder, out = NotionFinder(job.curation["notions"]), repeated(unit, job)
+    finder, out = _finders[str(job.work)], repeated(unit, job)
     scanned = read_rows(job.path(unit, "scan.parquet"), ["row", "filter", "style"])
     wanted = {r["row"]: r["style"] for r in scanned if not r["filter"] and r["row"] not in out}
     with Rows(job.path(unit, "judge.parquet"), fields) as table:
@@ -224,6 +224,7 @@ def _decoded(sample: Sample, row: dict[str, Any], limits: Mapping[str, int]) -> 
 
 _chains: dict[str, Chain] = {}
 _set_up: set[str] = set()
+_finders: dict[str, NotionFinder] = {}
 
 
 def ready(job: Job, dear: bool) -> Chain:
@@ -234,16 +235,18 @@ def ready(job: Job, dear: bool) -> Chain:
     """
     name = str(job.work)
     if name not in _chains:
-        _chains.clear()
-        _set_up.clear()
+        for held in (_chains, _set_up, _finders):
+            held.clear()
         cv2.setNumThreads(1)
         Image.MAX_IMAGE_PIXELS = job.curation["limits"]["pixels"]
         _chains[name] = chain(job.curation)
     filters = _chains[name]
     for stage in filters.dear if dear else filters.cheap:
         if stage.name not in _set_up:
-            stage.setup()
+            checked_setup(stage)
             _set_up.add(stage.name)
+    if dear and name not in _finders:
+        _finders[name] = NotionFinder(job.curation["notions"])
     if dear and filters.captioner and "captioner" not in _set_up:
         filters.captioner.setup()
         _set_up.add("captioner")
