@@ -4,10 +4,7 @@ import copy
 import hashlib
 import io
 import json
-import re
-import shutil
 import tarfile
-from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
@@ -17,7 +14,6 @@ import pytest
 from PIL import Image
 
 from components.curation import pool
-from components.curation.contract import check
 from components.curation.curate import curate
 from components.curation.passes import Job
 from components.curation.pictures import DamagedPicture, decode
@@ -55,7 +51,6 @@ SETTINGS = {
         "attributes": {"numeral": ["two"], "colour": ["red", "blue"], "relation": ["left of"]},
         "stop_words": ["a", "photo", "of"],
     },
-    "contract": {"rows": 4, "tail": 1, "required": ["red"], "examples": 3},
     "report": {"pictures": 4, "thumbnail": 48},
 }  # fmt: skip
 COLOURS = {"red": (216, 32, 36), "blue": (36, 64, 214), "yellow": (244, 214, 40)}
@@ -310,55 +305,6 @@ def test_pictures_that_are_none_are_refused(kind: str) -> None:
     }
     with pytest.raises(DamagedPicture):
         decode(data[kind], SETTINGS["limits"])
-
-
-def test_contract_holds_and_breaks(curated: Path, tmp_path: Path) -> None:
-    check(curated, tmp_path / "metrics.json", tmp_path / "docs", params(), Tracker())
-    assert json.loads((tmp_path / "metrics.json").read_text())["success"] is True
-    assert (tmp_path / "docs/index.html").is_file()
-    assert not [p for p in (tmp_path / "docs").rglob("*") if "2026" in p.name]
-
-    bad = tmp_path / "curated"
-    shutil.copytree(curated, bad)
-    manifest = pd.read_parquet(bad / "manifest.parquet")
-    manifest.loc[3, "score_noise"] = 99.0
-    manifest.to_parquet(bad / "manifest.parquet")
-    with pytest.raises(UserError, match=r"expect_column_values_to_be_between\(score_noise.*1 of"):
-        check(bad, tmp_path / "metrics.json", tmp_path / "docs", params(), Tracker())
-    failed = json.loads((tmp_path / "metrics.json").read_text())["failed"]
-    assert len(failed) == 1 and failed[0]["examples"] == [f"{manifest.loc[3, 'key']}: 99.0"]
-
-    rare = params(contract={"tail": 9, "required": ["blue", "violet"]})
-    with pytest.raises(UserError, match=r"expect_column_to_exist\(notion_violet"):
-        check(curated, tmp_path / "metrics.json", tmp_path / "docs", rare, Tracker())
-
-
-class Fetched(HTMLParser):
-    """What a browser fetches of a page by itself, and what it links to."""
-
-    def __init__(self, page: Path) -> None:
-        super().__init__()
-        self.fetched: list[str] = []
-        self.linked: list[str] = []
-        self.feed(page.read_text())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        addresses = [v for name, v in attrs if v and name in ("href", "src", "srcset", "data")]
-        (self.linked if tag == "a" else self.fetched).extend(addresses)
-
-
-def test_data_docs_open_without_a_network(curated: Path, tmp_path: Path) -> None:
-    docs = tmp_path / "docs"
-    check(curated, tmp_path / "metrics.json", docs, params(), Tracker())
-    for page in docs.rglob("*.html"):
-        text = page.read_text()
-        assert not [a for a in Fetched(page).fetched if "//" in a], page
-        assert not re.findall(r"""(?:url\(|@import)\s*["']?(?:https?:)?//[^)]*""", text), page
-    linked = [docs / a for a in Fetched(docs / "index.html").linked if a.endswith(".html")]
-    assert linked and all(page.is_file() for page in linked)
-    (results,) = [page for page in linked if "validations" in page.parts]
-    for words in ("score_noise", "aspect_ratio", '.fa-check-circle::before { content: "✓"'):
-        assert words in results.read_text()
 
 
 @pytest.mark.parametrize(
