@@ -20,25 +20,11 @@ from components.curation.contract import check
 from components.curation.shards import write_shard
 from components.errors import UserError
 from components.tracking import Tracker
+from tests.test_curation import SETTINGS as CURATION
 
-SETTINGS: dict[str, Any] = {
-    "limits": {"picture_bytes": 1 << 20, "text_bytes": 4096, "pixels": 1 << 20, "batch": 8},
-    "seed": 0,
-    "caption": {"letters": 3},
-    "resolution": {"shorter_side": 96},
-    "aspect": {"ratio": 3.0},
-    "contrast": {"levels": 24.0},
-    "noise": {"levels": 12.0},
-    "sharpness": {"ratio": 0.25},
-    "faces": {"policy": "tag", "smallest": 0.15, "scale_factor": 1.2, "neighbours": 4},
-    "text": {
-        "area": 0.0, "line_score": 0.7, "characters": 3, "detector_side": 256,
-        "gate": {"threshold": 0.0, "step": 24, "line": 10, "window": 5, "sample": 0.0},
-    },
-    "nsfw": {"probability": 0.5, "gate": {"threshold": 0.0, "sample": 0.0}},
-    "synthetic": {"share": 0.3},
-    "contract": {"rows": 4, "tail": 2, "required": ["red"], "examples": 3},
-}  # fmt: skip
+SETTINGS: dict[str, Any] = CURATION | {
+    "contract": {"rows": 4, "tail": 2, "required": ["red"], "examples": 3}
+}
 SCORES = {
     "caption": 9.0, "resolution": 128.0, "aspect": 1.125, "contrast": 99.0, "noise": 1.5,
     "sharpness": 0.6, "faces": 0.0, "text": 0.0, "nsfw": 0.1,

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from components.curation import contract_tables as tables
+from components.curation.chain import chain
 from components.curation.data_docs import copy_docs
-from components.curation.detectors import model_filters
-from components.curation.filters import Filter, cheap_filters
 from components.curation.notions import column
 from components.errors import UserError
 from components.files import write_json
@@ -79,7 +78,7 @@ def check(
 
 def needed(curation: Mapping[str, Any]) -> list[str]:
     """The columns that the manifest must have."""
-    names = [*KNOWN, *(f"score_{f.name}" for f in _filters(curation)), tables.WORDS]
+    names = [*KNOWN, *(f"score_{f.name}" for f in chain(curation).scored), tables.WORDS]
     return [*dict.fromkeys([*names, *(column(w) for w in curation["contract"]["required"])])]
 
 
@@ -106,14 +105,15 @@ def _manifest(curation: Mapping[str, Any]) -> list[Any]:
         out.append(gxe.ExpectColumnValuesToMatchRegex(column=name, regex=regex))
     for name, kind in (("width", "INTEGER"), ("height", "INTEGER"), ("synthetic", "BOOLEAN")):
         out.append(gxe.ExpectColumnValuesToBeOfType(column=name, type_=kind))
-    shorter, ratio = curation["resolution"]["shorter_side"], curation["aspect"]["ratio"]
     between = gxe.ExpectColumnValuesToBeBetween
-    out.append(between(column="shorter_side", min_value=shorter))
-    out.append(between(column="aspect_ratio", min_value=1, max_value=ratio))
-    for stage in _filters(curation):
+    # Worked out anew: the thresholds are to hold of the sizes, not only of a score column.
+    anew = {"resolution": "shorter_side", "aspect": "aspect_ratio"}
+    for stage in chain(curation).scored:
         if stage.threshold < float("inf"):
-            bound = "min_value" if stage.keep_high else "max_value"
-            out.append(between(column=f"score_{stage.name}", **{bound: stage.threshold}))
+            bound = {"min_value" if stage.keep_high else "max_value": stage.threshold}
+            out.append(between(column=f"score_{stage.name}", **bound))
+            if stage.name in anew:
+                out.append(between(column=anew[stage.name], **bound))
     share = curation["synthetic"]["share"]
     out.append(gxe.ExpectColumnMeanToBeBetween(column="synthetic", max_value=share))
     return out
@@ -145,10 +145,6 @@ def _agreement() -> tuple[list[Any], list[Any]]:
         gxe.ExpectColumnValuesToNotBeNull(column="manifest_sha256"),
     ]
     return manifest, pictures
-
-
-def _filters(curation: Mapping[str, Any]) -> list[Filter]:
-    return [*cheap_filters(curation), *model_filters(curation)]
 
 
 def _validate(
