@@ -6,6 +6,7 @@ comes after it. `tarfile`'s reader stops without a word at a broken header, so t
 walked here (POSIX ustar: a 512-byte header, data padded to 512 bytes).
 """
 
+import hashlib
 import io
 import json
 import re
@@ -13,16 +14,30 @@ import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.errors import UserError
 
 BLOCK = 512
-PICTURES = ("jpg", "jpeg", "png", "webp")
+PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 NAME = re.compile(r"^([A-Za-z0-9_-][A-Za-z0-9_.-]*?)\.([A-Za-z0-9]{1,8})$")
+KEY_LENGTH = 90  # a ustar header holds names of 100 bytes
+MAGIC, MAGIC_AT = b"ustar", 257  # in every header but those of the seventies
+LONG_NAME = "././@LongLink"
 LONG_NAME_BYTES = 65536
+SCAN_BYTES = 1 << 20
+REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE)
+PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
+# Their size field, if any, is not followed by data.
+WITHOUT_DATA = (
+    tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE,
+    tarfile.FIFOTYPE,
+)  # fmt: skip
+# What pyarrow raises on damaged bytes.
+BROKEN = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, MemoryError)
 
 
 @dataclass
@@ -53,12 +68,31 @@ def list_shards(folder: Path) -> list[Path]:
     return shards
 
 
-def read_shard(path: Path, limits: Mapping[str, int]) -> Iterator[Sample]:
+def safe_key(text: object) -> str:
+    """Return a key of letters, digits, - and _, at most 90 of them, that a shard's names can hold.
+
+    Every other character becomes _. A text that is too long, or not ASCII, gets a hash of itself
+    behind it, so that two such texts do not fall together.
+    """
+    text = str(text)
+    key = re.sub(r"[^A-Za-z0-9_-]", "_", text)
+    if text.isascii() and 0 < len(key) <= KEY_LENGTH:
+        return key
+    digits = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return f"{key[: KEY_LENGTH - 17]}-{digits}"
+
+
+def read_shard(path: Path, limits: Mapping[str, int], listed: bool = True) -> Iterator[Sample]:
     """Yield every key of the shard in file order, the unusable ones with `error` set.
 
-    limits: `picture_bytes` and `text_bytes`, the most a member may hold. Damaged stretches
-    come as samples whose key names the place (`@offset`), keys of the parquet beside the shard
-    that the tar lacks as samples with no members, so that nothing is lost without a line.
+    limits: `picture_bytes` and `text_bytes`, the most a member may hold.
+    listed: whether the parquet beside the shard is img2dataset's list of its keys.
+
+    Damaged stretches come as samples whose key names the place (`@offset`), keys that the list
+    has and the tar lacks as samples with no members, so that nothing is lost without a line. A
+    key of the tar that the list lacks is a sample like any other: its bytes are there. A dot in
+    a key becomes _, because readers of shards end the key at the first dot. Where a key or a
+    member repeats, the first is the one that counts.
     """
     seen: set[str] = set()
     group: Sample | None = None
@@ -67,20 +101,20 @@ def read_shard(path: Path, limits: Mapping[str, int]) -> Iterator[Sample]:
         if match is None:
             yield Sample(key=name[:80] or "@", error=error or f"member name {name[:80]!r} refused")
             continue
-        key, extension = match.group(1), match.group(2).lower()
-        if group is None or key != group.key:
+        key, extension = safe_key(match.group(1)), match.group(2).lower()
+        if group is None or key != group.key or extension in group.members:
             if group is not None:
                 yield _finish(group)
             group = Sample(key=key, error=f"key {key} repeats in the shard" if key in seen else "")
             seen.add(key)
-        if extension in group.members:
-            error = error or f"member {name} repeats"
         group.error = group.error or error
         if not error:
             group.members[extension] = data
     if group is not None:
         yield _finish(group)
-    yield from (s for s in _listed(Path(path).with_suffix(".parquet")) if s.key not in seen)
+    if listed:
+        table = Path(path).with_suffix(".parquet")
+        yield from (s for s in _listed(table) if s.key not in seen)
 
 
 def _finish(sample: Sample) -> Sample:
@@ -92,7 +126,9 @@ def _finish(sample: Sample) -> Sample:
         return sample
     try:
         meta = json.loads(sample.members.get("json", b"{}"))
-        caption = sample.members["txt"].decode() if "txt" in sample.members else ""
+        # Half of a surrogate pair may be written in JSON, but in no table.
+        json.dumps(meta, ensure_ascii=False).encode()
+        caption = sample.members.get("txt", b"").decode("utf-8-sig")
     except (ValueError, RecursionError) as problem:
         sample.error = f"caption or JSON does not parse: {str(problem)[:120]}"
         return sample
@@ -101,7 +137,7 @@ def _finish(sample: Sample) -> Sample:
         return sample
     listed = meta.get("caption")
     sample.meta = meta
-    sample.caption = (caption or (listed if isinstance(listed, str) else "")).strip()
+    sample.caption = (caption.strip() or (listed if isinstance(listed, str) else "")).strip()
     return sample
 
 
@@ -110,67 +146,102 @@ def _listed(table: Path) -> Iterator[Sample]:
     if not table.is_file():
         return
     try:
-        file = pq.ParquetFile(table)
-        names = [n for n in ("key", "error_message") if n in file.schema_arrow.names]
-        rows = file.read(columns=names).to_pylist() if "key" in names else []
-    except (OSError, ValueError) as problem:
-        yield Sample(key=table.name, error=f"parquet beside the shard unreadable: {problem}")
-        return
-    for row in rows:
-        why = row.get("error_message") or "listed in the shard's parquet, absent from the tar"
-        yield Sample(key=str(row["key"])[:80], error=str(why)[:200])
+        with pq.ParquetFile(table) as file:
+            names = [n for n in ("key", "error_message") if n in file.schema_arrow.names]
+            if "key" not in names:
+                return
+            for batch in file.iter_batches(columns=names):
+                for row in batch.to_pylist():
+                    why = row.get("error_message") or "in the shard's parquet, absent from the tar"
+                    yield Sample(key=safe_key(row["key"]), error=str(why)[:200])
+    except BROKEN as problem:
+        words = str(problem)[:160]
+        yield Sample(key=table.name, error=f"parquet beside the shard unreadable: {words}")
 
 
 def _members(path: Path, limits: Mapping[str, int]) -> Iterator[tuple[str, bytes, str]]:
     """Yield (name, data, error) for each member; a name starting with @ is a damaged stretch."""
     size = path.stat().st_size
-    long_name, damaged_from = "", -1
     if not size:
         yield "@0", b"", "the shard is an empty file"
+    long_name, at = "", 0
     with path.open("rb") as file:
-        at = 0
-        while at + BLOCK <= size:
+        while at < size:
             file.seek(at)
             header = file.read(BLOCK)
-            try:
-                info = tarfile.TarInfo.frombuf(header, "utf-8", "replace")
-            except tarfile.HeaderError:
-                if header.strip(b"\0") and damaged_from < 0:
-                    damaged_from = at
+            if not header.strip(b"\0"):
                 at += BLOCK
                 continue
-            if damaged_from >= 0:
-                yield f"@{damaged_from}", b"", f"{at - damaged_from} damaged bytes in the shard"
-                damaged_from = -1
-            start, end = at + BLOCK, at + BLOCK + max(info.size, 0)
-            at = start + -(-max(info.size, 0) // BLOCK) * BLOCK
-            if info.type in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
-                extra = file.read(min(info.size, LONG_NAME_BYTES))
-                long_name = _long_name(extra, info.type)
+            info = _parse(header)
+            if info is None:
+                # The place that follows may be shifted, where bytes were lost or put in.
+                after = _next_header(file, at + 1, size)
+                yield f"@{at}", b"", f"{after - at} damaged bytes in the shard"
+                long_name, at = "", after
                 continue
-            if info.type in (tarfile.XGLTYPE, tarfile.DIRTYPE):
+            start = at + BLOCK
+            end = start + (0 if info.type in WITHOUT_DATA else info.size)
+            padded = start + -(-(end - start) // BLOCK) * BLOCK
+            # A wrong size must not swallow the members that come after this one.
+            at = _next_header(file, start, min(padded, size))
+            if info.type in (*PAX, tarfile.GNUTYPE_LONGNAME):
+                file.seek(start)
+                extra = file.read(min(info.size, LONG_NAME_BYTES, max(at - start, 0)))
+                long_name = _long_name(extra, info) or long_name
                 continue
-            name, long_name = long_name or info.name, ""
+            if info.type in (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK):
+                continue
+            name, long_name = (long_name or info.name).removeprefix("./"), ""
+            if info.type == tarfile.DIRTYPE:
+                continue
             text = name.lower().endswith((".txt", ".json"))
             limit = limits["text_bytes" if text else "picture_bytes"]
-            if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            if info.type not in REGULAR:
                 yield name, b"", f"member {name[:80]} is a link or a special file"
-            elif end > size:
+            elif end > size and at >= size:
                 yield name, b"", f"member {name[:80]} is cut off by the shard's end"
+            elif at < end:
+                yield name, b"", f"member {name[:80]} runs into the next one"
             elif info.size > limit:
                 yield name, b"", f"member {name[:80]} has {info.size} bytes, limit {limit}"
             else:
+                file.seek(start)
                 yield name, file.read(info.size), ""
-    if damaged_from >= 0:
-        yield f"@{damaged_from}", b"", f"{size - damaged_from} damaged bytes in the shard"
-    elif size % BLOCK and at < size:
-        yield f"@{at}", b"", f"shard ends inside a block, {size - at} bytes left over"
 
 
-def _long_name(extra: bytes, kind: bytes) -> str:
+def _parse(header: bytes) -> tarfile.TarInfo | None:
+    """The header of a member, or None for bytes that are none."""
+    try:
+        info = tarfile.TarInfo.frombuf(header, "utf-8", "replace")
+    except tarfile.HeaderError:
+        return None
+    return info if info.size >= 0 else None
+
+
+def _next_header(file: BinaryIO, start: int, end: int) -> int:
+    """Offset of the first header that begins in [start, end), on any byte; `end` without one."""
+    at = start
+    while at < end:
+        file.seek(at)
+        chunk = file.read(min(SCAN_BYTES, end - at) + BLOCK)
+        place = chunk.find(MAGIC, MAGIC_AT)
+        while place >= 0:
+            begin = place - MAGIC_AT
+            if at + begin >= end:
+                return end
+            if _parse(chunk[begin : begin + BLOCK]) is not None:
+                return at + begin
+            place = chunk.find(MAGIC, place + 1)
+        at += SCAN_BYTES
+    return end
+
+
+def _long_name(extra: bytes, info: tarfile.TarInfo) -> str:
     """Return the name that a GNU long-name or a pax header gives the next member, or ''."""
-    if kind == tarfile.GNUTYPE_LONGNAME:
-        return extra.rstrip(b"\0").decode("utf-8", "replace")
+    if info.type == tarfile.GNUTYPE_LONGNAME:
+        # A member whose kind was damaged into this one has a name of its own.
+        own = info.name == LONG_NAME
+        return extra.rstrip(b"\0").decode("utf-8", "replace") if own else ""
     found = re.search(rb"(?:^|\n)\d+ path=([^\n]*)\n", extra)
     return found.group(1).decode("utf-8", "replace") if found else ""
 
