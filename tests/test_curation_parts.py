@@ -1,4 +1,4 @@
-"""Parts of curation one by one: scores, gates, duplicates, notions, the cap."""
+"""Parts of curation one by one: scores, gates, duplicates, the cap."""
 
 import cv2
 import numpy as np
@@ -15,7 +15,6 @@ from components.curation.duplicates import (
     thumbnail,
 )
 from components.curation.filters import Picture, aspect, contrast, noise, sharpness
-from components.curation.notions import Notion, NotionFinder, NotionTables, choose, column
 from components.curation.summary import _gate
 from tests.test_curation import SETTINGS, lettered, scene
 
@@ -130,41 +129,3 @@ def test_cap_keeps_as_many_synthetic_as_the_share_allows(
     assert left <= share * (left + real) + 1e-6
     if left < synthetic:
         assert left + 1 > share * (left + 1 + real) - 1e-6
-
-
-def finder() -> NotionFinder:
-    attributes = {
-        "relation": ["left of", "to the left of", "above"],
-        "colour": ["blue", "dark blue"],
-        "numeral": ["two"],
-        "shape": ["cross"],
-    }
-    return NotionFinder({"attributes": attributes, "stop_words": ["a", "the", "of", "photo"]})
-
-
-def test_longest_match_wins_and_plurals_fold() -> None:
-    words = [
-        n.word for n in finder().find("A photo of two dark blue crosses to the left of the boxes")
-    ]
-    assert words == ["two", "dark blue", "cross", "to the left of", "box"]
-    assert [n.word for n in finder().find("left of blue")] == ["left of", "blue"]
-    assert finder().find("") == []
-
-
-def test_columns_are_safe_and_one_a_name() -> None:
-    assert column("to the left of") == "notion_to_the_left_of"
-    assert column("teddy-bear's") == "notion_teddy_bear_s"
-    counts = {Notion("red", "colour"): 9, Notion("ring", "entity"): 7, Notion("rare", "entity"): 1}
-    counts |= {Notion("red", "entity"): 8, Notion("box", "entity"): 5}
-    assert [n.word for n in choose(counts, 2, 2)] == ["red", "ring"]
-
-
-def test_notion_tables_count_pairs_and_sizes() -> None:
-    tables = NotionTables([Notion("red", "colour"), Notion("ring", "entity")])
-    present = np.array([[True, True], [True, False], [True, True]])
-    tables.add(present, [("web", 128, 128), ("web", 192, 128), ("lab", 130, 200)])
-    assert tables.frequencies()["count"].tolist() == [3, 2]
-    assert tables.cooccurrence()["count"].tolist() == [2]
-    sizes = tables.distributions(64, 0.25).set_index(["source", "quantity", "low"])["count"]
-    assert sizes["web", "shorter_side", 128.0] == 2 and sizes["web", "aspect", 1.5] == 1
-    assert sizes["lab", "aspect", 0.5] == 1
