@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from components.errors import UserError, explain, say
+from components.errors import explain, say
 
 try:
     import typer

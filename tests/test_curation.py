@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from components.curation import pool
+from components.curation.contract import check
 from components.curation.curate import curate
 from components.curation.passes import Job
 from components.curation.pictures import DamagedPicture, decode
@@ -226,6 +227,44 @@ def test_output_never_overwrites_what_is_not_its_own(tmp_path: Path, place: str)
     assert (tmp_path / "data/00000.tar").exists()
 
 
+def test_shards_parquet_and_loose_pictures_give_the_same_set(tmp_path: Path) -> None:
+    samples = {f"{i:09d}": sound(i, source="here", synthetic=False) for i in range(6)}
+    samples["000000006"] = members(np.full((128, 144, 3), 128, np.uint8), "a blank")
+    forms = {name: tmp_path / name for name in ("shards", "table", "loose")}
+    for folder in forms.values():
+        folder.mkdir()
+    write_shard(forms["shards"] / "a.tar", samples.items())
+    rows = [
+        {
+            "key": key,
+            "image": {"bytes": m["png"], "path": None},
+            "caption": m["txt"].decode(),
+            "source": "here",
+        }
+        for key, m in samples.items()
+    ]
+    pd.DataFrame(rows).to_parquet(forms["table"] / "a.parquet")
+    with (forms["loose"] / "metadata.jsonl").open("w") as file:
+        for key, m in samples.items():
+            (forms["loose"] / f"{key}.jpg").write_bytes(m["png"])  # a PNG by another name
+            line = {"file_name": f"{key}.jpg", "text": m["txt"].decode(), "source": "here"}
+            file.write(json.dumps(line) + "\n")
+    found = {}
+    for name, folder in forms.items():
+        out = tmp_path / f"{name}-out"
+        curate(folder, out, params(), Tracker())
+        manifest = pd.read_parquet(out / "manifest.parquet").drop(columns="shard")
+        rejects = pd.read_parquet(out / "rejects.parquet").drop(columns="shard")
+        assert len(manifest) == 6 and list(rejects["filter"]) == ["contrast"]
+        check(out, tmp_path / "metrics.json", tmp_path / "docs", params(), Tracker())
+        (shard,) = out.glob("*.tar")
+        with tarfile.open(shard) as tar:
+            names = tar.getnames()
+        found[name] = (manifest.to_json(), rejects.to_json(), names)
+    assert found["shards"] == found["table"] == found["loose"]
+    assert found["loose"][2][:3] == ["000000000.png", "000000000.txt", "000000000.json"]
+
+
 def test_keys_that_repeat_in_another_shard_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for shard in range(2):
@@ -321,5 +360,5 @@ def test_bad_settings_are_named(tmp_path: Path, change: dict, words: str) -> Non
 
 
 def test_no_shards_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="No shard in"):
-        curate(tmp_path, tmp_path / "out", params(), Tracker())
+    with pytest.raises(UserError, match="Nothing to curate in"):
+        curate(tmp_path, tmp_path.parent / "out-of-nothing", params(), Tracker())

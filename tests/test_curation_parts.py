@@ -1,19 +1,18 @@
 """Parts of curation one by one: scores, gates, duplicates, the cap."""
 
+import tempfile
+from pathlib import Path
+
 import cv2
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.curation.decisions import cap_synthetic
-from components.curation.detectors import Faces, Nsfw, Text, uniform
-from components.curation.duplicates import (
-    near_duplicates,
-    near_pairs,
-    perceptual_hash,
-    thumbnail,
-)
+from components.curation.decisions import synthetic_room
+from components.curation.detectors import Faces, Nsfw, Text
+from components.curation.duplicates import THUMB_BYTES, Comparison, perceptual_hash, thumbnail
 from components.curation.filters import Picture, aspect, contrast, noise, sharpness
 from components.curation.summary import _gate
 from tests.test_curation import SETTINGS, lettered, scene
@@ -93,39 +92,64 @@ def test_faces_policies() -> None:
     assert drop.keeps(found).tolist() == [True, False] and tag.keeps(found).all()
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(0, 20))
-def test_banded_search_finds_every_near_pair(seed: int, distance: int) -> None:
+Found = list[tuple[int, str, str, int]]
+
+
+def repeats(
+    folder: Path, pictures: list[tuple[str, str, bytes, bytes]], distance: int, colour: float
+) -> Found:
+    """Row, kind, first and bits of what repeats; pictures (key, sha256, hash, thumbnail)."""
+    comparison = Comparison(folder / "seen.duckdb", "128MB", distance)
+    half = len(pictures) // 2
+    for unit, part in enumerate((pictures[:half], pictures[half:])):
+        keys, shas, hashes, thumbs = (list(column) for column in zip(*part, strict=True))
+        comparison.add(
+            f"{unit}", range(unit * half, unit * half + len(part)), keys, shas, hashes, thumbs
+        )
+    comparison.find(colour)
+    comparison.write(folder / "repeats.parquet")
+    comparison.close()
+    table = pq.read_table(folder / "repeats.parquet").to_pylist()
+    return [(row["row"], row["kind"], row["first"], row["bits"]) for row in table]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 40))
+def test_banded_search_finds_every_near_picture(seed: int, distance: int) -> None:
     rng = np.random.default_rng(seed)
     hashes = rng.integers(0, 256, (24, 32), np.uint8)
     for i in range(12):  # near ones: flip some bits of an earlier hash
         bits = np.unpackbits(hashes[i])
-        bits[rng.choice(256, rng.integers(0, 24), replace=False)] ^= 1
+        bits[rng.choice(256, rng.integers(0, 48), replace=False)] ^= 1
         hashes[12 + i] = np.packbits(bits)
-    found = {(int(i), int(j)) for a, b in near_pairs(hashes, distance) for i, j in zip(a, b)}  # noqa: B905
     unlike = np.bitwise_count(hashes[:, None] ^ hashes[None]).sum(axis=2)
-    assert found == {
-        (i, j) for i in range(24) for j in range(i + 1, 24) if unlike[i, j] <= distance
-    }
+    wanted: dict[int, tuple[int, int]] = {}
+    for j in range(24):  # compared with kept ones only, so a chain does not end in nothing
+        near = [i for i in range(j) if unlike[i, j] <= distance and i not in wanted]
+        if near:
+            wanted[j] = (near[0], int(unlike[near[0], j]))
+    pictures = [(f"{i}", f"{i}", h.tobytes(), bytes(THUMB_BYTES)) for i, h in enumerate(hashes)]
+    with tempfile.TemporaryDirectory() as folder:
+        found = repeats(Path(folder), pictures, distance, 6.0)
+    assert found == [(j, "near", f"{i}", bits) for j, (i, bits) in wanted.items()]
 
 
-def test_first_of_near_duplicates_stays_and_colour_counts() -> None:
+def test_first_of_repeats_stays_and_colour_counts(tmp_path: Path) -> None:
     pixels, _ = scene(1)
     brighter = np.clip(pixels.astype(int) + 2, 0, 255).astype(np.uint8)
     recoloured = np.ascontiguousarray(pixels[:, :, ::-1])
-    images = [pixels, scene(2)[0], brighter, recoloured]
-    hashes = np.array([np.frombuffer(perceptual_hash(p), np.uint8) for p in images])
-    thumbs = np.array([np.frombuffer(thumbnail(p), np.uint8) for p in images])
-    dropped = near_duplicates(hashes, thumbs, 12, 6.0)
-    assert set(dropped) == {2} and dropped[2][0] == 0
+    images = {"a": pixels, "b": scene(2)[0], "near": brighter, "other": recoloured}
+    listed = [(k, k, perceptual_hash(p), thumbnail(p)) for k, p in images.items()]
+    listed += [("a", "a", *listed[0][2:]), ("again", "b", *listed[1][2:])]
+    found = repeats(tmp_path, listed, 12, 6.0)
+    assert [row[:3] for row in found] == [(2, "near", "a"), (4, "key", "a"), (5, "sha256", "b")]
 
 
 @given(st.integers(0, 200), st.integers(0, 200), st.floats(0, 1))
 def test_cap_keeps_as_many_synthetic_as_the_share_allows(
     real: int, synthetic: int, share: float
 ) -> None:
-    places = {("00000", str(i)): uniform(0, "synthetic", str(i)) for i in range(synthetic)}
-    left = synthetic - len(cap_synthetic(real, places, share))
+    left = synthetic_room(real, synthetic, share)
     assert left <= share * (left + real) + 1e-6
     if left < synthetic:
         assert left + 1 > share * (left + 1 + real) - 1e-6

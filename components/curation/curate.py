@@ -135,12 +135,12 @@ def check_folders(source: Path, out: Path) -> None:
     inside, outside = out.resolve(), source.resolve()
     if inside == outside or inside in outside.parents or outside in inside.parents:
         raise UserError(f"{out} and {source} lie in each other: write to a folder elsewhere.")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not (out / "manifest.parquet").exists() or not (out / "rejects.parquet").exists():
-            raise UserError(
-                f"{out} holds something else than a curated set, which would be overwritten: "
-                "remove it or name another folder."
-            )
+    ours = all((out / f"{name}.parquet").exists() for name in ("manifest", "rejects"))
+    if not ours and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(
+            f"{out} holds something else than a curated set, which would be overwritten: "
+            "remove it or name another folder."
+        )
 
 
 def _work_folder(source: Path, out: Path, curation: Mapping[str, Any]) -> Path:

@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.curation.chain import EXACT, KEY, NEAR
+from components.curation.database import open_database
 from components.curation.duplicates import Comparison
 from components.curation.notions import Notion, choose
-from components.curation.passes import Job, repeated, verdict
+from components.curation.passes import Job, verdict
 from components.curation.sources import Unit
 from components.files import atomic_file, read_json, write_json
 
@@ -29,7 +30,7 @@ def find_repeats(units: Sequence[Unit], job: Job) -> int:
     """
     path = job.work / "passes" / "repeats.parquet"
     if not path.exists():
-        rules, memory = job.curation["duplicates"], str(job.curation["limits"]["memory"])
+        rules, memory = job.curation["duplicates"], job.curation["limits"]["memory"]
         comparison = Comparison(job.work / "repeats.duckdb", memory, int(rules["distance"]))
         columns = ["row", "key", "sha256", "phash", "thumb"]
         for unit in units:
@@ -60,7 +61,7 @@ def drop_synthetic(units: Sequence[Unit], job: Job) -> float:
     path = job.work / "passes" / "capped.parquet"
     figure = job.work / "passes" / "synthetic.json"
     if not figure.exists():
-        db = _database(job, "synthetic.duckdb")
+        db = open_database(job.work / "synthetic.duckdb", job.curation["limits"]["memory"])
         db.execute("create table part (place bigint, unit varchar, row bigint, draw double)")
         real = 0
         for place, unit in enumerate(units):
@@ -112,7 +113,8 @@ def choose_notions(units: Sequence[Unit], job: Job) -> list[Notion]:
     """
     path = job.work / "passes" / "notions.json"
     if not path.exists():
-        rules, db = job.curation["notions"], _database(job, "notions.duckdb")
+        rules = job.curation["notions"]
+        db = open_database(job.work / "notions.duckdb", job.curation["limits"]["memory"])
         db.execute("create table counts (word varchar, kind varchar, n bigint)")
         for unit in units:
             counts = Counter(
@@ -157,13 +159,6 @@ def _still_in(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
 
 def _tables(unit: Unit, job: Job) -> tuple[str, str]:
     return str(job.path(unit, "scan.parquet")), str(job.path(unit, "judge.parquet"))
-
-
-def _database(job: Job, name: str) -> duckdb.DuckDBPyConnection:
-    path = job.work / name
-    path.unlink(missing_ok=True)
-    settings = {"memory_limit": str(job.curation["limits"]["memory"]), "threads": 1}
-    return duckdb.connect(str(path), config=settings | {"temp_directory": f"{path}.spill"})
 
 
 def _one(result: duckdb.DuckDBPyConnection) -> int:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import duckdb
 import imagehash
 import numpy as np
 import pyarrow as pa
 from PIL import Image
+
+from components.curation.database import open_database
 
 HASH_SIDE = 16  # hash of 16 × 16 bits: 8 × 8 takes different flat scenes for the same
 HASH_BYTES = HASH_SIDE * HASH_SIDE // 8
@@ -59,10 +60,8 @@ class Comparison:
     """
 
     def __init__(self, path: Path, memory: str, distance: int) -> None:
-        path.unlink(missing_ok=True)
         self.distance, self.count = distance, 0
-        settings = {"memory_limit": memory, "threads": 1, "temp_directory": f"{path}.spill"}
-        self.db = duckdb.connect(str(path), config=settings)
+        self.db = open_database(path, memory)
         words = ", ".join(f"h{i} ubigint" for i in range(WORDS))
         cuts = ", ".join(f"b{i} uinteger" for i in range(distance + 1))
         self.db.execute(

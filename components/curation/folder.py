@@ -14,10 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from components.curation.database import open_database
 from components.curation.metadata import METADATA, read_metadata
 from components.curation.shards import PICTURES, Sample, safe_key
 from components.curation.tables import make_sample
@@ -165,17 +165,8 @@ class Index:
     def __enter__(self) -> "Index":
         shutil.rmtree(self._work, ignore_errors=True)
         self._work.mkdir(parents=True)
-        self._database = duckdb.connect(
-            str(self._work / "rows.duckdb"),
-            config={
-                "memory_limit": self.curation["limits"]["memory"],
-                "temp_directory": str(self._work / "spilled"),
-                "threads": 1,
-                "preserve_insertion_order": False,
-                "autoinstall_known_extensions": False,
-                "autoload_known_extensions": False,
-            },
-        )
+        memory = self.curation["limits"]["memory"]
+        self._database = open_database(self._work / "rows.duckdb", memory)
         for name, fields in (("found", FOUND), ("listed", LISTED)):
             empty = pa.schema(fields).empty_table()
             self._database.register("rows", empty)

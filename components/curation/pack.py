@@ -13,11 +13,11 @@ from components.curation.notions import Notion, NotionTables, column
 from components.curation.passes import VERDICT, Job, ready, repeated, verdict
 from components.curation.pictures import DamagedPicture, content_extension, decode
 from components.curation.report import thumbnail_uri
+from components.curation.rows import ROWS, Rows, in_batches, read_rows
 from components.curation.shards import Sample, write_shard
 from components.curation.sources import Unit, read_unit
 from components.curation.stopwatch import Stopwatch
 from components.curation.summary import Summary
-from components.curation.rows import ROWS, Rows, in_batches, read_rows
 from components.files import atomic_file, read_json, write_json
 
 REJECTED = [("key", pa.string()), ("shard", pa.string()), *VERDICT]

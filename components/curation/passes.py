@@ -28,10 +28,10 @@ from components.curation.filters import Filter, Picture
 from components.curation.notions import Notion, NotionFinder
 from components.curation.own import checked_score, checked_setup
 from components.curation.pictures import DamagedPicture, decode
+from components.curation.rows import Rows, in_batches, read_rows
 from components.curation.shards import Sample
 from components.curation.sources import Unit, read_unit
 from components.curation.stopwatch import Stopwatch
-from components.curation.rows import Rows, in_batches, read_rows
 from components.files import write_json
 
 STYLE = "style"

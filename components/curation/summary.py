@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from components.curation.chain import DAMAGED, EXACT, KEY, NEAR, SYNTHETIC, Chain
+from components.curation.chain import EXACT, NEAR, SYNTHETIC, Chain
 from components.curation.detectors import Gated
 from components.curation.filters import Filter
 
@@ -17,7 +17,7 @@ REPEATED = (EXACT, NEAR)
 
 
 class Summary:
-    """Adds up rows and other summaries; holds counts, histograms and a few names, never the rows."""
+    """Adds up rows, or other summaries: counts, histograms and a few names, never the rows."""
 
     def __init__(self, filters: Chain, curation: Mapping[str, Any]) -> None:
         self.filters, self.names = filters.scored, filters.names
