@@ -3,9 +3,11 @@
 own: {brightness: {file: docs/own_filter.py, threshold: 40.0}}
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from components.curation.filters import Filter
+from components.curation.filters import Filter, Picture
 
 
 class Brightness(Filter):
@@ -14,6 +16,6 @@ class Brightness(Filter):
     keep_high = True
     reason = "mean brightness {score:.0f}, at least {threshold:g} wanted"
 
-    def score(self, batch):
+    def score(self, batch: Sequence[Picture]) -> np.ndarray:
         """One number a picture."""
         return np.array([picture.pixels.mean() for picture in batch])

@@ -48,13 +48,13 @@ def own_filters(own: Mapping[str, Any]) -> list[Filter]:
 
 def checked_setup(stage: Filter) -> None:
     """`stage.setup()`; raises UserError naming the filter and its file where an own one fails."""
-    if not _is_own(stage):
-        return stage.setup()
     try:
         stage.setup()
     except (UserError, MemoryError):
         raise
     except Exception as error:
+        if not _is_own(stage):
+            raise
         raise _failed(stage.name, _file(stage), "setup()", error) from error
 
 
