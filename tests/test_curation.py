@@ -52,6 +52,7 @@ SETTINGS = {
         "attributes": {"numeral": ["two"], "colour": ["red", "blue"], "relation": ["left of"]},
         "stop_words": ["a", "photo", "of"],
     },
+    "contract": {"rows": 4, "tail": 1, "required": ["red"], "examples": 3},
     "report": {"pictures": 4, "thumbnail": 48},
 }  # fmt: skip
 COLOURS = {"red": (216, 32, 36), "blue": (36, 64, 214), "yellow": (244, 214, 40)}

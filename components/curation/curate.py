@@ -90,7 +90,9 @@ def curate(
     figures = summary.figures()
     _write_tables(units, job, notions, tables)
     write_json(job.result("summary.json"), figures)
-    write_report(job.result("report.html"), source.name, summary, tables, shown)
+    shown_settings = {k: v for k, v in curation.items() if k != "workers"}
+    title = f"Curation of {source.resolve().name}"
+    write_report(job.result("report.html"), title, summary, tables, shown, shown_settings)
     with atomic_file(job.result("report.md")) as temporary:
         temporary.write_text(markdown(figures))
     _publish(job.work, out)
