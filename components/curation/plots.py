@@ -29,6 +29,7 @@ def score_histogram(
     axes = figure.subplots()
     axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=BAR, log=True)
     axes.set_xlim(edges[0], edges[-1])
+    axes.set_ylim(0.7, 2 * max(int(counts.max()), 5))  # a single picture shows
     if np.isfinite(threshold):
         at = min(max(threshold, edges[0]), edges[-1])
         axes.axvline(at, color=LINE)
@@ -73,16 +74,20 @@ def cooccurrence_plot(frequencies: pd.DataFrame, pairs: pd.DataFrame, top: int =
     for a, b, count in pairs[["notion_a", "notion_b", "count"]].itertuples(index=False):
         if a in place and b in place:
             together[place[a], place[b]] = together[place[b], place[a]] = count
-    side = 2.2 + 0.2 * len(place)
+    side = 2.2 + 0.18 * len(place)
     figure = Figure(figsize=(side + 1, side), dpi=100, layout="constrained")
     axes = figure.subplots()
     shown = np.ma.masked_equal(together, 0)
-    norm = LogNorm(1, max(float(together.max()), 2.0))
-    image = axes.imshow(shown, cmap="viridis_r", norm=norm, interpolation="nearest")
+    most = max(int(together.max()), 2)
+    norm = LogNorm(0.5, most)  # once together is no white yet
+    image = axes.imshow(shown, cmap="Blues", norm=norm, interpolation="nearest")
     labels = [short(word) for word in place]
     axes.set_xticks(range(len(place)), labels, rotation=90, parse_math=False)
     axes.set_yticks(range(len(place)), labels, parse_math=False)
     bar = figure.colorbar(image, ax=axes, shrink=0.6)
+    ticks = [10**i for i in range(len(str(most))) if 10**i < most / 2] + [most]
+    bar.set_ticks(ticks, labels=[str(tick) for tick in ticks], minor=False)
+    bar.minorticks_off()
     bar.set_label("captions with both", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     _label(axes, "", "", "")

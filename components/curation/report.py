@@ -113,11 +113,12 @@ def funnel(figures: Mapping[str, Any]) -> list[tuple[str, int, int, int]]:
 
 def funnel_table(figures: Mapping[str, Any]) -> str:
     """Return the counts at each filter as an HTML table."""
+    total = figures["total"]
     rows = [
-        (name, came, rejected, _percent(rejected, came), left, _percent(left, figures["total"]))
+        (name, came, rejected, _percent(rejected, came), left, _percent(left, total))
         for name, came, rejected, left in funnel(figures)
     ]
-    head = ("filter", "came in", "rejected", "share rejected", "left", "of all")
+    head = ("filter", "came in", "rejected", "share rejected", "left", "left of all")
     text = "A picture is rejected by the first filter it does not pass; this is their order."
     return f"<p class=part>{text}</p>" + _table(head, rows)
 
