@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from components.curation.chain import chain
 from components.curation.decisions import choose_notions, drop_synthetic, find_repeats
-from components.curation.notions import Notion, NotionTables
+from components.curation.notions import Notion, NotionFinder, NotionTables
 from components.curation.own import own_files
 from components.curation.pack import REJECTED, manifest_fields
 from components.curation.passes import Job
@@ -118,16 +118,11 @@ def check_settings(curation: Mapping[str, Any]) -> None:
         ("duplicates.distance", curation["duplicates"]["distance"],
          0 <= curation["duplicates"]["distance"] <= 64, "0 to 64 bits of 256"),
     ]  # fmt: skip
-    for kind, words in [
-        *curation["notions"]["attributes"].items(),
-        ("stop_words", curation["notions"]["stop_words"]),
-    ]:
-        for word in words:  # YAML reads a bare on, off, yes or no as true or false
-            checks.append((f"notions … {kind}", word, isinstance(word, str), "a word in quotes"))
     for name, value, fits, wanted in checks:
         if not fits:
             raise UserError(f"curation.{name} is {value!r}: set it to {wanted} in params/.")
     chain(curation)
+    NotionFinder(curation["notions"])
 
 
 def check_folders(source: Path, out: Path) -> None:
