@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from components.curation.database import open_database
 from components.curation.decisions import synthetic_room
 from components.curation.detectors import Faces, Nsfw, Text
 from components.curation.duplicates import THUMB_BYTES, Comparison, perceptual_hash, thumbnail
@@ -99,16 +100,14 @@ def repeats(
     folder: Path, pictures: list[tuple[str, str, bytes, bytes]], distance: int, colour: float
 ) -> Found:
     """Row, kind, first and bits of what repeats; pictures (key, sha256, hash, thumbnail)."""
-    comparison = Comparison(folder / "seen.duckdb", "128MB", distance)
     half = len(pictures) // 2
-    for unit, part in enumerate((pictures[:half], pictures[half:])):
-        keys, shas, hashes, thumbs = (list(column) for column in zip(*part, strict=True))
-        comparison.add(
-            f"{unit}", range(unit * half, unit * half + len(part)), keys, shas, hashes, thumbs
-        )
-    comparison.find(colour)
-    comparison.write(folder / "repeats.parquet")
-    comparison.close()
+    with open_database(folder / "seen", "128MB") as db:
+        comparison = Comparison(db, distance)
+        for unit, part in enumerate((pictures[:half], pictures[half:])):
+            rows = range(unit * half, unit * half + len(part))
+            comparison.add(f"{unit}", rows, *(list(c) for c in zip(*part, strict=True)))
+        comparison.find(colour)
+        comparison.write(folder / "repeats.parquet")
     table = pq.read_table(folder / "repeats.parquet").to_pylist()
     return [(row["row"], row["kind"], row["first"], row["bits"]) for row in table]
 

@@ -1,24 +1,39 @@
 """Databases on the disk, for what is compared or joined over a whole set."""
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
 
+from components.errors import UserError
 
-def open_database(path: Path, memory: str) -> duckdb.DuckDBPyConnection:
-    """Make the DuckDB file anew. Beyond `memory` ("512MB") it sorts and joins on the disk."""
-    spilled = path.with_name(f"{path.name}.spilled")
-    path.unlink(missing_ok=True)
-    shutil.rmtree(spilled, ignore_errors=True)  # of a process that was killed
-    return duckdb.connect(
-        str(path),
-        config={
-            "memory_limit": memory,
-            "temp_directory": str(spilled),
-            "threads": 1,
-            "preserve_insertion_order": False,
-            "autoinstall_known_extensions": False,  # nothing is fetched
-            "autoload_known_extensions": False,
-        },
-    )
+
+@contextlib.contextmanager
+def open_database(folder: Path, memory: str) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Yield a new DuckDB database in `folder`, which is made anew and removed at the end.
+
+    memory: its limit, e.g. "512MB"; beyond it, it sorts and joins on the disk. Raises UserError
+    when that is too little even so.
+    """
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+    folder.mkdir(parents=True)
+    settings = {
+        "memory_limit": memory,
+        "temp_directory": str(folder / "spilled"),
+        "threads": 1,
+        "preserve_insertion_order": False,
+        "autoinstall_known_extensions": False,  # nothing is fetched
+        "autoload_known_extensions": False,
+    }
+    try:
+        with duckdb.connect(str(folder / "rows.duckdb"), config=settings) as database:
+            yield database
+    except duckdb.OutOfMemoryException as problem:
+        raise UserError(
+            f"{folder} cannot be worked through within {memory}: raise curation.limits.memory "
+            "in params/."
+        ) from problem
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -31,15 +31,14 @@ def find_repeats(units: Sequence[Unit], job: Job) -> int:
     path = job.work / "passes" / "repeats.parquet"
     if not path.exists():
         rules, memory = job.curation["duplicates"], job.curation["limits"]["memory"]
-        comparison = Comparison(job.work / "repeats.duckdb", memory, int(rules["distance"]))
         columns = ["row", "key", "sha256", "phash", "thumb"]
-        for unit in units:
-            for table in _still_in(job.path(unit, "scan.parquet"), columns):
-                comparison.add(unit.name, *(table[name].to_pylist() for name in columns))
-        comparison.find(float(rules["colour"]))
-        with atomic_file(path) as temporary:
+        with open_database(job.work / "repeats", memory) as db, atomic_file(path) as temporary:
+            comparison = Comparison(db, int(rules["distance"]))
+            for unit in units:
+                for table in _still_in(job.path(unit, "scan.parquet"), columns):
+                    comparison.add(unit.name, *(table[name].to_pylist() for name in columns))
+            comparison.find(float(rules["colour"]))
             comparison.write(temporary)
-        comparison.close()
     return pq.read_metadata(path).num_rows
 
 
@@ -61,33 +60,37 @@ def drop_synthetic(units: Sequence[Unit], job: Job) -> float:
     path = job.work / "passes" / "capped.parquet"
     figure = job.work / "passes" / "synthetic.json"
     if not figure.exists():
-        db = open_database(job.work / "synthetic.duckdb", job.curation["limits"]["memory"])
-        db.execute("create table part (place bigint, unit varchar, row bigint, draw double)")
-        real = 0
-        for place, unit in enumerate(units):
-            db.execute(
-                "insert into part select ?, ?, s.row, s.draw from read_parquet(?) s "
-                "join read_parquet(?) j using (row) where s.synthetic and j.filter is null",
-                [place, unit.name, *_tables(unit, job)],
-            )
-            real += _one(
-                db.execute(
-                    "select count(*) from read_parquet(?) s join read_parquet(?) j using (row) "
-                    "where not s.synthetic and j.filter is null",
-                    list(_tables(unit, job)),
-                )
-            )
-        synthetic = _one(db.execute("select count(*) from part"))
-        room = synthetic_room(real, synthetic, float(job.curation["synthetic"]["share"]))
-        with atomic_file(path) as temporary:
+        most = float(job.curation["synthetic"]["share"])
+        with (
+            open_database(job.work / "synthetic", job.curation["limits"]["memory"]) as db,
+            atomic_file(path) as temporary,
+        ):
+            real, synthetic = _gather_synthetic(units, job, db)
+            room = synthetic_room(real, synthetic, most)
             db.execute(
                 "copy (select unit, row from (select *, row_number() over (order by draw, place, "
                 f"row) as n from part) where n > {room} order by place, row) to '{temporary}' "
                 "(format parquet)"
             )
-        db.close()
         write_json(figure, {"share": synthetic / max(real + synthetic, 1)})
     return float(read_json(figure)["share"])
+
+
+def _gather_synthetic(
+    units: Sequence[Unit], job: Job, db: duckdb.DuckDBPyConnection
+) -> tuple[int, int]:
+    """Fill the table `part` with the synthetic pictures still in; count the real and those."""
+    db.execute("create table part (place bigint, unit varchar, row bigint, draw double)")
+    joined = "from read_parquet(?) s join read_parquet(?) j using (row) where j.filter is null"
+    real = 0
+    for place, unit in enumerate(units):
+        tables = [str(job.path(unit, f"{name}.parquet")) for name in ("scan", "judge")]
+        db.execute(
+            f"insert into part select ?, ?, s.row, s.draw {joined} and s.synthetic",
+            [place, unit.name, *tables],
+        )
+        real += _one(db.execute(f"select count(*) {joined} and not s.synthetic", tables))
+    return real, _one(db.execute("select count(*) from part"))
 
 
 def synthetic_room(real: int, synthetic: int, share: float) -> int:
@@ -114,34 +117,34 @@ def choose_notions(units: Sequence[Unit], job: Job) -> list[Notion]:
     path = job.work / "passes" / "notions.json"
     if not path.exists():
         rules = job.curation["notions"]
-        db = open_database(job.work / "notions.duckdb", job.curation["limits"]["memory"])
-        db.execute("create table counts (word varchar, kind varchar, n bigint)")
-        for unit in units:
-            counts = Counter(
-                (word, kind)
-                for row in _kept(unit, job)
-                for word, kind in zip(row["words"], row["kinds"], strict=True)
-            )
-            if counts:
-                part = pa.table(
-                    {
-                        "word": [word for word, _ in counts],
-                        "kind": [kind for _, kind in counts],
-                        "n": list(counts.values()),
-                    }
-                )
-                db.register("part", part)
-                db.execute("insert into counts select * from part")
-                db.unregister("part")
-        often = db.execute(
-            "select word, kind, sum(n)::bigint from counts group by word, kind having sum(n) >= ?",
-            [rules["least"]],
-        ).fetchall()
-        db.close()
+        with open_database(job.work / "notions", job.curation["limits"]["memory"]) as db:
+            often = _count_notions(units, job, db, rules["least"])
         found = {Notion(word, kind): n for word, kind, n in often}
         chosen = choose(found, rules["least"], rules["entities"])
         write_json(path, [[notion.word, notion.kind] for notion in chosen])
     return [Notion(word, kind) for word, kind in read_json(path)]
+
+
+def _count_notions(
+    units: Sequence[Unit], job: Job, db: duckdb.DuckDBPyConnection, least: int
+) -> list[tuple[str, str, int]]:
+    """Word, kind and number of captions of what is in at least `least` kept captions."""
+    db.execute("create table counts (word varchar, kind varchar, n bigint)")
+    for unit in units:
+        counts = Counter(
+            (word, kind)
+            for row in _kept(unit, job)
+            for word, kind in zip(row["words"], row["kinds"], strict=True)
+        )
+        if counts:
+            words, kinds = zip(*counts, strict=True)
+            db.register("part", pa.table({"word": words, "kind": kinds, "n": [*counts.values()]}))
+            db.execute("insert into counts select * from part")
+            db.unregister("part")
+    return db.execute(
+        "select word, kind, sum(n)::bigint from counts group by word, kind having sum(n) >= ?",
+        [least],
+    ).fetchall()
 
 
 def _kept(unit: Unit, job: Job) -> Iterator[dict[str, Any]]:
@@ -155,10 +158,6 @@ def _still_in(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(columns=[*columns, "filter"]):
             yield batch.filter(pa.compute.is_null(batch["filter"]))
-
-
-def _tables(unit: Unit, job: Job) -> tuple[str, str]:
-    return str(job.path(unit, "scan.parquet")), str(job.path(unit, "judge.parquet"))
 
 
 def _one(result: duckdb.DuckDBPyConnection) -> int:

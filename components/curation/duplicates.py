@@ -3,7 +3,7 @@
 Two pictures are near duplicates when their perceptual hashes (imagehash.phash, DCT of the
 luminance) differ in few bits *and* their colour thumbnails are alike: flat scenes that differ
 in colour only have near hashes. All pictures are compared with each other, so what is needed
-of each lies in a DuckDB file, which sorts and joins within a memory limit.
+of each lies in a database on the disk (database.py), which sorts and joins within a limit.
 """
 
 from collections.abc import Sequence
@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import duckdb
 import imagehash
 import numpy as np
 import pyarrow as pa
 from PIL import Image
-
-from components.curation.database import open_database
 
 HASH_SIDE = 16  # hash of 16 × 16 bits: 8 × 8 takes different flat scenes for the same
 HASH_BYTES = HASH_SIDE * HASH_SIDE // 8
@@ -55,13 +54,11 @@ def bands(hashes: np.ndarray, distance: int) -> np.ndarray:
 class Comparison:
     """Compares the pictures added to it, in the order they were added; the first one stays.
 
-    path: the DuckDB file, made anew. memory: DuckDB's limit, e.g. "512MB"; beyond it, it works
-    on disk beside the file. distance: most bits of 256 that near duplicates differ in.
+    database: where they lie, empty. distance: most bits of 256 that near duplicates differ in.
     """
 
-    def __init__(self, path: Path, memory: str, distance: int) -> None:
-        self.distance, self.count = distance, 0
-        self.db = open_database(path, memory)
+    def __init__(self, database: duckdb.DuckDBPyConnection, distance: int) -> None:
+        self.db, self.distance, self.count = database, distance, 0
         words = ", ".join(f"h{i} ubigint" for i in range(WORDS))
         cuts = ", ".join(f"b{i} uinteger" for i in range(distance + 1))
         self.db.execute(
@@ -156,7 +153,3 @@ class Comparison:
             "join seen s on s.id = r.id join seen f on f.id = r.first order by r.id) "
             f"to '{path}' (format parquet, row_group_size {GROUP})"
         )
-
-    def close(self) -> None:
-        """Close the file."""
-        self.db.close()

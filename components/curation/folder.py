@@ -4,16 +4,16 @@ The index is a parquet file, a row a picture, in the order of their paths. Files
 are joined in a database on the disk, so that memory does not grow with the number of pictures.
 """
 
+import contextlib
 import json
 import os
-import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -93,8 +93,8 @@ def walk(source: Path) -> Iterator[Found]:
     waiting = [("", "")]
     while waiting:
         folder, listed_in = waiting.pop()
-        own = next((m for m in METADATA if (root / folder / m).is_file()), "")
-        listed_in = f"{folder}{own}" if own else listed_in
+        own = (f"{folder}{name}" for name in METADATA)
+        listed_in = next((p for p in own if (root / p).is_file() and _inside(root, p)), listed_in)
         try:
             with os.scandir(root / folder) as entries:
                 for entry in entries:
@@ -148,40 +148,33 @@ def _inside(root: Path, path: str) -> bool:
     return (root / path).resolve().is_relative_to(root)
 
 
-class Index:
-    """Rows gathered on the disk, then written as an index: `with Index(path, curation) as rows`.
+@contextlib.contextmanager
+def open_index(path: Path, curation: Mapping[str, Any]) -> Iterator["Index"]:
+    """Yield an index to fill and write; its rows lie beside `path` until the block ends.
 
     curation: `columns`, and of `limits` `shard` (rows a row group), `memory` ("512MB", the most
-    that the database takes) and `text_bytes`.
+    that the database takes) and `text_bytes`. Raises UserError when that memory is too little.
     """
+    work = path.with_name(f"{path.name}.tmp-{os.getpid()}.folder")
+    with open_database(work, curation["limits"]["memory"]) as database:
+        yield Index(path, database, curation)
 
-    def __init__(self, path: Path, curation: Mapping[str, Any]) -> None:
+
+class Index:
+    """Rows gathered in a database on the disk, then written as an index."""
+
+    def __init__(
+        self, path: Path, database: duckdb.DuckDBPyConnection, curation: Mapping[str, Any]
+    ) -> None:
         self.path, self.curation = path, curation
         self.pictures, self.filled = 0, False
+        self._database = database
         self._numbers = 0
         self._rows: dict[str, list[tuple]] = {"found": [], "listed": []}
-        self._work = path.with_name(f"{path.name}.tmp-{os.getpid()}.folder")
-
-    def __enter__(self) -> "Index":
-        shutil.rmtree(self._work, ignore_errors=True)
-        self._work.mkdir(parents=True)
-        memory = self.curation["limits"]["memory"]
-        self._database = open_database(self._work / "rows.duckdb", memory)
         for name, fields in (("found", FOUND), ("listed", LISTED)):
-            empty = pa.schema(fields).empty_table()
-            self._database.register("rows", empty)
+            self._database.register("rows", pa.schema(fields).empty_table())
             self._database.execute(f"CREATE TABLE {name} AS SELECT * FROM rows")
             self._database.unregister("rows")
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._database.close()
-        shutil.rmtree(self._work, ignore_errors=True)
 
     def add(self, found: Found) -> None:
         """Take up a file that lies in the folder."""

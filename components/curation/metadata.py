@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import pyarrow.parquet as pq
 
 from components.curation.shards import BROKEN
-from components.curation.tables import first_caption, is_scalar, rows_of
+from components.curation.tables import caption_column, is_scalar, rows_of, text_of
 
 FILE_NAME = "file_name"
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -59,7 +59,8 @@ def _row(
     if error:
         return Listed(place, place, error=f"{place}: {error}")
     name = posixpath.normpath(values[FILE_NAME])
-    meta = {k: v for k, v in values.items() if k != FILE_NAME}
+    column = caption_column(values, columns["caption"])
+    meta = {k: v for k, v in values.items() if k not in (FILE_NAME, column)}
     try:
         text = json.dumps(meta, ensure_ascii=False)
         # Half of a surrogate pair may be written in JSON, but in no table.
@@ -67,7 +68,7 @@ def _row(
     except (ValueError, RecursionError) as problem:
         return Listed(place, place, error=f"{place}: {str(problem)[:120]}")
     path = posixpath.join(posixpath.dirname(file), name)
-    return Listed(path, place, first_caption(values, columns["caption"]), text)
+    return Listed(path, place, text_of(values.get(column)), text)
 
 
 def _unfit(values: Any) -> str:

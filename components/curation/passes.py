@@ -238,7 +238,8 @@ def ready(job: Job, dear: bool) -> Chain:
         for held in (_chains, _set_up, _finders):
             held.clear()
         cv2.setNumThreads(1)
-        Image.MAX_IMAGE_PIXELS = job.curation["limits"]["pixels"]
+        # Pillow's own guard is behind ours, and must not be in front of it.
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, job.curation["limits"]["pixels"])
         _chains[name] = chain(job.curation)
     filters = _chains[name]
     for stage in filters.dear if dear else filters.cheap:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from components.curation.folder import Index, read_folder, walk
+from components.curation.folder import open_index, read_folder, walk
 from components.curation.shards import Sample, read_shard, safe_key
 from components.curation.tables import has_pictures, read_table
 from components.errors import UserError
@@ -49,7 +49,7 @@ def find_units(source: Path, index: Path, curation: Mapping[str, Any]) -> list[U
     if not source.is_dir():
         raise UserError(f"No folder {source}: name the one that holds the shards or pictures.")
     files: list[tuple[str, str]] = []
-    with Index(index, curation) as rows:
+    with open_index(index, curation) as rows:
         for found in walk(source):
             path = source / found.path
             if found.kind in ("tar", "parquet"):

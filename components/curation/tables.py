@@ -52,9 +52,13 @@ def rows_of(batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any], str]]:
             yield {}, f"row unreadable: {str(problem)[:160]}"
 
 
-def first_caption(values: Mapping[str, Any], names: Sequence[str]) -> str:
-    """A row's caption: of the first column present, of a list its first text, or ''."""
-    value = next((values[name] for name in names if name in values), "")
+def caption_column(values: Mapping[str, Any], names: Sequence[str]) -> str:
+    """The first of `names` that the row has, or ''."""
+    return next((name for name in names if name in values), "")
+
+
+def text_of(value: Any) -> str:
+    """The caption that a value is: a text, of a list its first text, else ''."""
     if isinstance(value, list):
         value = next((text for text in value if isinstance(text, str)), "")
     return value.strip() if isinstance(value, str) else ""
@@ -129,7 +133,7 @@ def _sample(values: dict[str, Any], image: str, place: str, curation: Mapping[st
     data = values.pop(image)
     given = next((values[n] for n in columns["key"] if values.get(n) not in (None, "")), place)
     key = safe_key(given)
-    caption = first_caption(values, columns["caption"])
+    caption = text_of(values.pop(caption_column(values, columns["caption"]), ""))
     meta = {k: v for k, v in values.items() if v is not None and not isinstance(v, list | dict)}
     if isinstance(data, dict):
         data = data["bytes"]
