@@ -19,7 +19,7 @@ def open_database(folder: Path, memory: str) -> Iterator[duckdb.DuckDBPyConnecti
     """
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
     folder.mkdir(parents=True)
-    settings = {
+    settings: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": memory,
         "temp_directory": str(folder / "spilled"),
         "threads": 1,

@@ -198,9 +198,12 @@ class Index:
             self._flush(name)
 
     def _flush(self, name: str) -> None:
-        fields = FOUND if name == "found" else LISTED
-        rows = [dict(zip((n for n, _ in fields), r, strict=True)) for r in self._rows[name]]
-        self._database.register("rows", pa.Table.from_pylist(rows, schema=pa.schema(fields)))
+        if not self._rows[name]:
+            return
+        schema = pa.schema(FOUND if name == "found" else LISTED)
+        columns = zip(zip(*self._rows[name], strict=True), schema.types, strict=True)
+        arrays = [pa.array(values, kind) for values, kind in columns]
+        self._database.register("rows", pa.Table.from_arrays(arrays, schema=schema))
         self._database.execute(f"INSERT INTO {name} SELECT * FROM rows")
         self._database.unregister("rows")
         self._rows[name].clear()

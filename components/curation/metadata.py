@@ -135,8 +135,8 @@ def _csv_fields(
 ) -> Iterator[tuple[int, list[str], str]]:
     """Yield (line number, fields, error) a row; a quote that is not closed costs its own line."""
     waiting: deque[tuple[int, bytes | None]] = deque()
-    while waiting or (more := next(lines, None)) is not None:
-        number, line = waiting.popleft() if waiting else more
+    while (row := _take(waiting, lines)) is not None:
+        number, line = row
         if line is None:
             yield number, [], f"more than {limit} bytes in a line"
             continue
@@ -145,19 +145,24 @@ def _csv_fields(
         fields, error = _split(line)
         if error and line.count(b'"') % 2:
             # A field in quotes may hold line ends: lines are joined until the quotes pair up.
-            joined, taken = line, []
-            while joined.count(b'"') % 2 and len(joined) <= limit:
-                after = waiting.popleft() if waiting else next(lines, None)
-                if after is None:
-                    break
-                taken.append(after)
-                joined += after[1] or b""
+            joined, taken = line, deque[tuple[int, bytes | None]]()
+            odd = True
+            while odd and len(joined) <= limit and (row := _take(waiting, lines)) is not None:
+                taken.append(row)
+                joined += row[1] or b""
+                odd ^= (row[1] or b"").count(b'"') % 2 == 1
             whole, wrong = _split(joined)
             if wrong:
                 waiting.extendleft(reversed(taken))
             else:
                 fields, error = whole, ""
         yield number, fields, error
+
+
+def _take(
+    waiting: deque[tuple[int, bytes | None]], lines: Iterator[tuple[int, bytes | None]]
+) -> tuple[int, bytes | None] | None:
+    return waiting.popleft() if waiting else next(lines, None)
 
 
 def _split(line: bytes) -> tuple[list[str], str]:
