@@ -181,12 +181,13 @@ def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1")] = 5000) -> N
 def main() -> None:
     """Run the command line; what is not a defect of ours ends in one sentence and exit code 2."""
     try:
-        app()
+        return app()
     except Exception as error:
         sentence = explain(error)
         if sentence is None:
             raise
-        sys.exit(say("djepa", sentence))
+    # Out here nothing holds the error's frames, and libraries can let go of what they opened.
+    sys.exit(say("djepa", sentence))
 
 
 if __name__ == "__main__":

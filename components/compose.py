@@ -137,7 +137,7 @@ def composed(overrides: Sequence[str], root: Path = Path()) -> dict[str, Any]:
 def defaults(overrides: Sequence[str]) -> dict[str, Any]:
     """The parameters of the tree that this program came with, with these overrides.
 
-    The standing choice of a checkout counts for nothing, so that a command which works on any
+    No scale and no standing choice of a checkout counts, so that a command which works on any
     folder does the same everywhere; nothing is written.
 
     Raises:
@@ -147,7 +147,8 @@ def defaults(overrides: Sequence[str]) -> dict[str, Any]:
         tree = Path(folder) / TREE
         shutil.copytree(INSTALLED, tree)
         (tree / SELECTED.name).write_text(HEADER)
-        params = yaml.safe_load(_composed(tree, overrides))
+        alone = [] if any(o.startswith("scale=") for o in overrides) else ["~scale"]
+        params = yaml.safe_load(_composed(tree, [*alone, *overrides]))
     check(params)
     return params
 

@@ -43,6 +43,10 @@ def refused(answer: Answer, *words: str) -> None:
         assert word in said[0]
 
 
+# For pictures as small as those drawn here.
+SMALL = ("curation.resolution.shorter_side=96", "curation.sharpness.ratio=0.25")
+
+
 def raw_shards(folder: Path) -> Path:
     """Two shards of three sound pictures."""
     folder.mkdir()
@@ -152,11 +156,11 @@ def without(package: str, folder: Path) -> dict[str, str]:
 def test_curation_without_a_package_keeps_the_shards_it_had_scanned(
     tree: Checkout, tmp_path: Path
 ) -> None:
-    command = (*DJEPA, "curate", str(raw_shards(tmp_path / "raw")), str(tmp_path / "out"))
+    command = (*DJEPA, "curate", str(raw_shards(tmp_path / "raw")), str(tmp_path / "out"), *SMALL)
     answer = tree.call(*command, **without("rapidocr", tmp_path / "hidden"))
     refused(answer, "'rapidocr'", "make -B install")
     assert not (tmp_path / "out").exists()
-    assert len(list(tmp_path.glob("out.tmp-*/*.scan.parquet"))) == 2
+    assert len(list(tmp_path.glob("out.tmp-*/passes/*.scan.parquet"))) == 2
 
 
 @pytest.mark.parametrize(("command", "package"), [(DJEPA, "typer"), (FLOW, "prefect")])
@@ -176,7 +180,7 @@ def test_a_damaged_shard_costs_what_is_damaged_and_is_listed(
     raw = raw_shards(tmp_path / "raw")
     whole = (raw / "00001.tar").read_bytes()
     (raw / "00001.tar").write_bytes(whole[: len(whole) // 2])
-    said = tree.djepa("curate", str(raw), str(tmp_path / "out"))
+    said = tree.djepa("curate", str(raw), str(tmp_path / "out"), *SMALL)
     assert "report.html" in said
     kept = pd.read_parquet(tmp_path / "out/manifest.parquet")
     rejects = pd.read_parquet(tmp_path / "out/rejects.parquet")
@@ -228,7 +232,13 @@ def assert_true(value: bool) -> None:
 def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(
     tree: Checkout, tmp_path: Path, disk: Disk
 ) -> None:
-    command = (*DJEPA, "curate", str(raw_shards(tmp_path / "raw")), str(disk.folder / "out"))
+    command = (
+        *DJEPA,
+        "curate",
+        str(raw_shards(tmp_path / "raw")),
+        str(disk.folder / "out"),
+        *SMALL,
+    )
     answer = subprocess.run(
         command,
         cwd=tree.root,
@@ -239,8 +249,8 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(
     )
     refused(answer, "The disk is full", "make room", str(disk.folder))
     assert not (disk.folder / "out").exists()
-    assert list(disk.folder.glob("out.tmp-*/00000.scan.parquet")), "what was done is kept"
-    assert not list(disk.folder.glob("out.tmp-*/*.tmp-*")), "nothing half written is left"
+    assert list(disk.folder.glob("out.tmp-*/passes/00000.scan.parquet")), "what was done is kept"
+    assert not list(disk.folder.glob("out.tmp-*/*/*.tmp-*")), "nothing half written is left"
     disk.make_room()
     assert "found finished" in tree.ok(*command)
     assert (disk.folder / "out/report.html").is_file()

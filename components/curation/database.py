@@ -4,19 +4,24 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-
-import duckdb
+from typing import Any
 
 from components.errors import UserError
 
+Database = Any  # duckdb.DuckDBPyConnection, see open_database
+
 
 @contextlib.contextmanager
-def open_database(folder: Path, memory: str) -> Iterator[duckdb.DuckDBPyConnection]:
+def open_database(folder: Path, memory: str) -> Iterator[Database]:
     """Yield a new DuckDB database in `folder`, which is made anew and removed at the end.
 
     memory: its limit, e.g. "512MB"; beyond it, it sorts and joins on the disk. Raises UserError
     when that is too little even so.
     """
+    # Imported where it is used: of a process that ends with modules still referred to, as the
+    # workers of a pool do, it complains on stderr.
+    import duckdb
+
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
     folder.mkdir(parents=True)
     settings: dict[str, str | bool | int | float | list[str]] = {

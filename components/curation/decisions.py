@@ -10,12 +10,11 @@ from math import floor
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.curation.chain import EXACT, KEY, NEAR
-from components.curation.database import open_database
+from components.curation.database import Database, open_database
 from components.curation.duplicates import Comparison
 from components.curation.notions import Notion, choose
 from components.curation.passes import Job, verdict
@@ -76,9 +75,7 @@ def drop_synthetic(units: Sequence[Unit], job: Job) -> float:
     return float(read_json(figure)["share"])
 
 
-def _gather_synthetic(
-    units: Sequence[Unit], job: Job, db: duckdb.DuckDBPyConnection
-) -> tuple[int, int]:
+def _gather_synthetic(units: Sequence[Unit], job: Job, db: Database) -> tuple[int, int]:
     """Fill the table `part` with the synthetic pictures still in; count the real and those."""
     db.execute("create table part (place bigint, unit varchar, row bigint, draw double)")
     joined = "from read_parquet(?) s join read_parquet(?) j using (row) where j.filter is null"
@@ -126,7 +123,7 @@ def choose_notions(units: Sequence[Unit], job: Job) -> list[Notion]:
 
 
 def _count_notions(
-    units: Sequence[Unit], job: Job, db: duckdb.DuckDBPyConnection, least: int
+    units: Sequence[Unit], job: Job, db: Database, least: int
 ) -> list[tuple[str, str, int]]:
     """Word, kind and number of captions of what is in at least `least` kept captions."""
     db.execute("create table counts (word varchar, kind varchar, n bigint)")
@@ -160,6 +157,6 @@ def _still_in(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
             yield batch.filter(pa.compute.is_null(batch["filter"]))
 
 
-def _one(result: duckdb.DuckDBPyConnection) -> int:
+def _one(result: Database) -> int:
     row = result.fetchone()
     return int(row[0]) if row else 0

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import duckdb
 import imagehash
 import numpy as np
 import pyarrow as pa
 from PIL import Image
+
+from components.curation.database import Database
 
 HASH_SIDE = 16  # hash of 16 × 16 bits: 8 × 8 takes different flat scenes for the same
 HASH_BYTES = HASH_SIDE * HASH_SIDE // 8
@@ -57,7 +58,7 @@ class Comparison:
     database: where they lie, empty. distance: most bits of 256 that near duplicates differ in.
     """
 
-    def __init__(self, database: duckdb.DuckDBPyConnection, distance: int) -> None:
+    def __init__(self, database: Database, distance: int) -> None:
         self.db, self.distance, self.count = database, distance, 0
         words = ", ".join(f"h{i} ubigint" for i in range(WORDS))
         cuts = ", ".join(f"b{i} uinteger" for i in range(distance + 1))

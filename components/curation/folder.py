@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.curation.database import open_database
+from components.curation.database import Database, open_database
 from components.curation.metadata import METADATA, read_metadata
 from components.curation.shards import PICTURES, Sample, safe_key
 from components.curation.tables import make_sample
@@ -163,9 +162,7 @@ def open_index(path: Path, curation: Mapping[str, Any]) -> Iterator["Index"]:
 class Index:
     """Rows gathered in a database on the disk, then written as an index."""
 
-    def __init__(
-        self, path: Path, database: duckdb.DuckDBPyConnection, curation: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, path: Path, database: Database, curation: Mapping[str, Any]) -> None:
         self.path, self.curation = path, curation
         self.pictures, self.filled = 0, False
         self._database = database
