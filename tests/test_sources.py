@@ -655,6 +655,7 @@ BETWEEN: dict[str, tuple[bytes, str]] = {
     "same member": (entry("a.json", b"{}"), "key a repeats"),
     "same key": (sample_entries("a"), "key a repeats"),
     "long name alone": (entry("././@LongLink", b"n" * 99, type=b"L"), ""),
+    "kind of a long name": (entry("x.png", b"../evil.png", type=b"L"), ""),
     "nested tar": (entry("x.tar", sample_entries("n")), "runs into"),
     "pax of another kind": (entry("x.png", b"30 path=/etc/passwd\n", type=tarfile.XHDTYPE), ""),
 }  # fmt: skip
