@@ -353,6 +353,8 @@ def test_pictures_that_are_none_are_refused(kind: str) -> None:
         ({"faces": {"policy": "maybe"}}, "curation.faces.policy is 'maybe'"),
         ({"synthetic": {"share": 2}}, "curation.synthetic.share is 2"),
         ({"workers": 0}, "curation.workers is 0"),
+        ({"limits": {"memory": "lots"}}, "curation.limits.memory is 'lots'"),
+        ({"skip": ["colour"]}, "curation.skip names 'colour'"),
     ],
 )
 def test_bad_settings_are_named(tmp_path: Path, change: dict, words: str) -> None:

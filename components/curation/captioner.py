@@ -72,7 +72,7 @@ class Captioner:
             raise self.weights.refusal("have no processor that can be read", reason) from error
         if not getattr(self.processor, "chat_template", None):
             raise self.weights.refusal("cannot be loaded", "they come without a chat template")
-        cutter = getattr(self.processor, "image_processor", None)
+        cutter: Any = getattr(self.processor, "image_processor", None)
         if hasattr(cutter, "max_patches"):
             cutter.max_patches = int(self.captions["tiles"])
         model = self.weights.load(AutoModelForImageTextToText, logging, folder, dtype=dtype)

@@ -1,6 +1,7 @@
 """Raw pictures in, curated shards out: passes, decisions, tables, report."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -118,6 +119,9 @@ def check_settings(curation: Mapping[str, Any]) -> None:
         ("duplicates.distance", curation["duplicates"]["distance"],
          0 <= curation["duplicates"]["distance"] <= 64, "0 to 64 bits of 256"),
     ]  # fmt: skip
+    memory = curation["limits"]["memory"]
+    known = re.fullmatch(r"\d+(\.\d+)? ?[KMGT]i?B", str(memory)) is not None
+    checks.append(("limits.memory", memory, known, "a number of bytes such as 512MB"))
     for name, value, fits, wanted in checks:
         if not fits:
             raise UserError(f"curation.{name} is {value!r}: set it to {wanted} in params/.")
