@@ -180,6 +180,12 @@ def _run(
             progress.at(done)
         if unit is not None:
             waiting.append(runner.submit(one, {"name": name, "unit": unit, "job": job}))
+    lost = pending(name, units, job)
+    if lost:
+        raise UserError(
+            f"The pass {name!r} of {lost[0].name} left nothing in {job.work}: name a folder OUT "
+            f"on a disk that this machine and all workers see."
+        )
 
 
 def _workers(runner: TaskRunner[Any]) -> int:
