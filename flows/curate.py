@@ -114,7 +114,7 @@ def curate(
         params["curation"]["workers"] = workers
     # The workers' folder may be another one.
     source, out = Path(source).absolute(), Path(out).absolute()
-    with _each(engine, address, int(params["curation"]["workers"])) as each:
+    with spread_on(engine, address, int(params["curation"]["workers"])) as each:
         curate_folder(source, out, params, tracker, each=each)
     page = (out / "report.md").read_text()
     create_markdown_artifact(page, key="curation", description="What was kept and rejected")
@@ -122,8 +122,12 @@ def curate(
 
 
 @contextmanager
-def _each(engine: str, address: str | None, workers: int) -> Iterator["Each"]:
-    """Yield what runs a pass on many units on this engine, which is up as long as the block."""
+def spread_on(engine: str, address: str | None, workers: int) -> Iterator["Each"]:
+    """Yield what runs a pass on many units on this engine, which is up as long as the block.
+
+    Raises UserError for an engine that there is not, that is not installed, or that the address
+    does not fit.
+    """
     if engine not in ENGINES:
         raise UserError(f"There is no engine {engine!r}: choose {' or '.join(ENGINES)}.")
     if address and engine != "ray":
@@ -176,6 +180,12 @@ def _run(
             progress.at(done)
         if unit is not None:
             waiting.append(runner.submit(one, {"name": name, "unit": unit, "job": job}))
+    lost = pending(name, units, job)
+    if lost:
+        raise UserError(
+            f"The pass {name!r} of {lost[0].name} left nothing in {job.work}: name a folder OUT "
+            f"on a disk that this machine and all workers see."
+        )
 
 
 def _workers(runner: TaskRunner[Any]) -> int:
@@ -192,6 +202,10 @@ def _on_processes(workers: int) -> Runner:
 
 
 def _on_ray(address: str | None, workers: int) -> Runner:
+    if not address:
+        # Ray takes another address than the loopback's unless it holds the machine for one
+        # without clusters; read when it is imported.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
         from prefect_ray import RayTaskRunner
     except ModuleNotFoundError as missing:
@@ -205,7 +219,6 @@ def _on_ray(address: str | None, workers: int) -> Runner:
             "num_cpus": workers,
             "include_dashboard": False,
             "object_store_memory": STORE,
-            "_node_ip_address": "127.0.0.1",
         }
     return lambda: RayTaskRunner(address, settings)
 

@@ -17,7 +17,7 @@ from components.compose import defaults
 from components.curation.curate import curate
 from components.errors import UserError
 from components.tracking import Tracker
-from flows.curate import _each
+from flows.curate import spread_on
 from tests.conftest import ROOT
 from tests.test_curation import digest, raw
 
@@ -89,7 +89,7 @@ def test_ray_gives_the_bytes_of_one_process(
     code, log = flow(data, tmp_path / "out", "--workers=2", "--engine=ray", watch=watch)
     assert code == 0, log
     assert result(tmp_path / "out") == wanted
-    assert "raylet" in names and heard == {"127.0.0.1"}
+    assert "raylet" in names and {ip.removeprefix("::ffff:") for ip in heard} == {"127.0.0.1"}
     with closing(sqlite3.connect(tmp_path / "prefect" / "prefect.db")) as database:
         runs = {name for (name,) in database.execute("select name from task_run")}
         pages = database.execute("select data from artifact where key = 'curation'").fetchall()
@@ -125,7 +125,7 @@ def test_engines_that_do_not_fit_are_named(
     engine: str, address: str | None, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    with pytest.raises(UserError, match=words), _each(engine, address, 1):
+    with pytest.raises(UserError, match=words), spread_on(engine, address, 1):
         pass
 
 
