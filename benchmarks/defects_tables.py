@@ -1,6 +1,7 @@
 """Tables and plot of benchmarks/defects.py."""
 
 import itertools
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import mannwhitneyu, norm
 
+from components.curation.database import open_database
 from components.curation.detectors import Nsfw, Text
-from components.curation.duplicates import near_duplicates
+from components.curation.duplicates import Comparison
 from components.curation.filters import Filter, cheap_filters
 
 OWN = {"blank": "contrast", "noisy": "noise", "blurred": "sharpness", "lettering": "text"}
@@ -153,6 +155,19 @@ def stacked(rows: pd.DataFrame, column: str) -> np.ndarray:
     return np.stack([np.frombuffer(value, np.uint8) for value in rows[column]])
 
 
+def near(rows: pd.DataFrame, distance: int, colour: float) -> dict[int, int]:
+    """Row of a near duplicate -> row of the picture it repeats, as curation finds them."""
+    numbers = range(len(rows))
+    names = [str(i) for i in numbers]
+    with tempfile.TemporaryDirectory() as folder, open_database(Path(folder) / "db", "512MB") as db:
+        comparison = Comparison(db, distance)
+        comparison.add("all", numbers, names, names, rows["phash"].tolist(), rows["thumb"].tolist())
+        comparison.find(colour)
+        comparison.write(Path(folder) / "repeats.parquet")
+        found = pd.read_parquet(Path(folder) / "repeats.parquet")
+    return {row: int(first) for row, first in zip(found["row"], found["first"], strict=True)}
+
+
 def report_repeats(scores: pd.DataFrame) -> None:
     """Print which repeats are found, and how many different pictures are taken for one."""
     print("## Repeats found, by duplicates.distance and duplicates.colour\n")
@@ -165,13 +180,13 @@ def report_repeats(scores: pd.DataFrame) -> None:
         cells = [group, f"{distance}, {colour:g}"]
         for kind in REPEATS:
             again = part(scores, group, kind)
-            # Each repeat against its own picture, by the two rules of near_duplicates.
+            # Each repeat against its own picture, by the two rules of duplicates.py.
             bits = np.bitwise_count(hashes ^ stacked(again, "phash")).sum(axis=1, dtype=int)
             levels = np.abs(thumbs.astype(int) - stacked(again, "thumb")).mean(axis=1)
             cells.append(rate((bits <= distance) & (levels <= colour)))
         names = first["source"].tolist()
-        dropped = near_duplicates(hashes, thumbs, distance, colour)
-        cells.append(rate([i in dropped and names[dropped[i][0]] != names[i]
+        dropped = near(first, distance, colour)
+        cells.append(rate([i in dropped and names[dropped[i]] != names[i]
                            for i in range(len(names))]))  # fmt: skip
         body.append(cells)
     table(["set", "distance, colour", *REPEATS, "different pictures dropped"], body)
