@@ -110,7 +110,8 @@ def _manifest(curation: Mapping[str, Any]) -> list[Any]:
     anew = {"resolution": "shorter_side", "aspect": "aspect_ratio"}
     for stage in chain(curation).scored:
         if stage.threshold < float("inf"):
-            bound: dict[str, Any] = {"min_value" if stage.keep_high else "max_value": stage.threshold}
+            side = "min_value" if stage.keep_high else "max_value"
+            bound: dict[str, Any] = {side: stage.threshold}
             out.append(between(column=f"score_{stage.name}", **bound))
             if stage.name in anew:
                 out.append(between(column=anew[stage.name], **bound))
