@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -12,9 +13,13 @@ from safetensors.torch import load_file, save_file
 
 from components.curation.aesthetic import Aesthetic, read_head
 from components.curation.captioner import Captioner
+from components.curation.curate import curate
 from components.curation.filters import Picture
+from components.curation.shards import read_shard, write_shard
 from components.errors import UserError
+from components.tracking import Tracker
 from tests.conftest import ROOT
+from tests.test_curation import SETTINGS, members, scene, sound
 
 SIDE = 32  # px, of the small CLIP's pictures
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
@@ -340,3 +345,28 @@ def test_missing_or_damaged_captioners_are_said_in_a_sentence(
         captioner(lost).setup()
     one_sentence(error, str(lost), "tensors do not fit")
     assert "initialized" not in capfd.readouterr().err
+
+
+def test_curated_shards_bear_what_the_models_said(
+    clip: Path, internvl: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "raw").mkdir()
+    mute = members(scene(7)[0], "")
+    write_shard(tmp_path / "raw/a.tar", [("spoken", sound(1)), ("mute", mute)])
+    curation = SETTINGS | {
+        "caption": {"letters": 0},
+        "captions": CURATION["captions"] | {"write": "missing", "model": str(internvl)},
+        "aesthetic": CURATION["aesthetic"]
+        | {"model": str(clip), "head": str(write_head(tmp_path / "head.pth")), "threshold": -99.0},
+    }
+    curate(tmp_path / "raw", tmp_path / "out", {"curation": curation}, Tracker())
+    manifest = pd.read_parquet(tmp_path / "out/manifest.parquet").set_index("key")
+    (shard,) = (tmp_path / "out").glob("*.tar")
+    samples = {s.key: s for s in read_shard(shard, SETTINGS["limits"])}
+    assert samples["spoken"].caption == sound(1)["txt"].decode()
+    alone = captioner(internvl, max_new_tokens=CURATION["captions"]["max_new_tokens"])
+    alone.setup()
+    written = alone.write([Picture("mute", scene(7)[0], "", {})])
+    assert written[0] and manifest.loc["mute", "caption"] == samples["mute"].caption == written[0]
+    assert samples["mute"].meta["caption_before"] == ""
+    assert manifest["score_aesthetic"].notna().all()

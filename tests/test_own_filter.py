@@ -1,10 +1,15 @@
 """A user's own filter: one file and one line of params, and a sentence for each mistake in them."""
 
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
@@ -12,8 +17,10 @@ from components.curation.aesthetic import Aesthetic
 from components.curation.detectors import Faces, Nsfw, Text, model_filters
 from components.curation.filters import Filter, Picture, cheap_filters
 from components.curation.own import TAKEN, checked_score, checked_setup, own_files, own_filters
+from components.curation.shards import write_shard
 from components.errors import UserError
 from tests.conftest import ROOT
+from tests.test_curation import members, scene, sound
 
 EXAMPLE = ROOT / "docs" / "own_filter.py"
 HEAD = "import numpy as np\nfrom components.curation.filters import Filter, Measure\n"
@@ -178,3 +185,25 @@ def test_built_in_filters_answer_for_themselves() -> None:
         checked_score(faces, [picture(0)])
     checked_setup(faces)
     assert checked_score(faces, [picture(0)]).tolist() == [0]
+
+
+def test_one_line_on_the_command_line_runs_it_in_any_folder(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    dark = members(scene(3)[0] // 4, "a dark picture")
+    write_shard(tmp_path / "raw/a.tar", [("bright", sound(1)), ("dark", dark)])
+    shutil.copy(EXAMPLE, tmp_path / "brightness.py")
+    line = "+curation.own.brightness={file: brightness.py, threshold: 60}"
+    small = ["curation.resolution.shorter_side=96", "curation.skip=[text,nsfw,faces,contrast]"]
+    answer = subprocess.run(
+        [sys.executable, "-m", "components.cli", "curate", "raw", "out", *small, line],
+        cwd=tmp_path,  # no checkout
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert answer.returncode == 0, answer.stderr
+    rejects = pd.read_parquet(tmp_path / "out/rejects.parquet")
+    assert rejects[["key", "filter"]].to_numpy().tolist() == [["dark", "brightness"]]
+    manifest = pd.read_parquet(tmp_path / "out/manifest.parquet")
+    assert manifest["score_brightness"].item() > 60
+    assert (tmp_path / "out/contract/index.html").is_file()

@@ -11,6 +11,7 @@ by writing NAME.PASS.json, so one that was killed goes on with the units that la
 
 import hashlib
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -251,4 +252,6 @@ def ready(job: Job, dear: bool) -> Chain:
     if dear and filters.captioner and "captioner" not in _set_up:
         filters.captioner.setup()
         _set_up.add("captioner")
+    if "torch" in sys.modules:  # imported by those filters alone that run on it
+        sys.modules["torch"].set_num_threads(1)
     return filters
