@@ -39,7 +39,7 @@ except ModuleNotFoundError as missing:
     sys.exit(say("curate", sentence))
 
 if TYPE_CHECKING:
-    # Not here at run time: at exit DuckDB complains of what Prefect's threads still hold of it.
+    # For their names alone: with what they import, a mistake in the call would be said later.
     from components.curation.passes import Job
     from components.curation.pool import Each
     from components.curation.sources import Unit
