@@ -19,6 +19,7 @@ from components.files import atomic_file
 from components.limits import check
 
 TREE = Path("params")
+CONFIG = "config.yaml"
 SELECTED = TREE / "selected.yaml"
 PARAMS = Path("params.yaml")
 INSTALLED = Path(__file__).resolve().parent.parent / TREE  # in a checkout or beside the package
@@ -43,7 +44,7 @@ def _composed(tree: Path, overrides: Sequence[str]) -> str:
             first = str(error).strip().splitlines()[0]
             raise UserError(
                 f"The parameters in {TREE}/ do not compose with {list(overrides)}: {first} "
-                f"Look the names up in {TREE}/ and call `djepa compose NAME=VALUE` again."
+                f"Look the names up in {TREE}/ and give them as NAME=VALUE."
             ) from error
         return target.read_text()
 
@@ -147,8 +148,11 @@ def defaults(overrides: Sequence[str]) -> dict[str, Any]:
         tree = Path(folder) / TREE
         shutil.copytree(INSTALLED, tree)
         (tree / SELECTED.name).write_text(HEADER)
-        alone = [] if any(o.startswith("scale=") for o in overrides) else ["~scale"]
-        params = yaml.safe_load(_composed(tree, [*alone, *overrides]))
+        if not any(override.startswith("scale=") for override in overrides):
+            config = yaml.safe_load((tree / CONFIG).read_text())
+            config["defaults"] = [d for d in config["defaults"] if "scale" not in d]
+            (tree / CONFIG).write_text(yaml.safe_dump(config))
+        params = yaml.safe_load(_composed(tree, overrides))
     check(params)
     return params
 

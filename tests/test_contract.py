@@ -285,3 +285,9 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
         )
         added.append(int(answer.stdout.splitlines()[-1]))
     assert added[1] < added[0] + 16 * 1024, added  # the columns of 36,000 rows are 60 MiB
+
+
+def test_an_empty_set_is_said_before_what_follows_from_it(tmp_path: Path) -> None:
+    curated = write_curated(tmp_path / "curated", 1, 0)
+    with pytest.raises(UserError, match=r"expect_table_row_count_to_be_between\(min_value=4\)"):
+        run(curated)

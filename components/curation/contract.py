@@ -54,7 +54,8 @@ def check(
         shutil.rmtree(place, ignore_errors=True)
     failed = [f for f in map(_failure, results) if f is not None]
     # First what is not there at all: other failures may only follow from it.
-    failed.sort(key=lambda failure: failure["expectation"] != "expect_column_to_exist")
+    order = ["expect_table_row_count_to_be_between", "expect_column_to_exist"]
+    failed.sort(key=lambda failure: failure["expectation"] not in order)
     figures: dict[str, Any] = {
         "success": not failed,
         "expectations": len(results),
