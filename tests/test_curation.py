@@ -21,6 +21,8 @@ from components.curation.pictures import DamagedPicture, decode
 from components.curation.shards import read_shard, write_shard
 from components.curation.sources import Unit
 from components.errors import UserError
+from components.feedback.ledger import Ledger
+from components.tokens.pictures import locate, read_manifest
 from components.tracking import Tracker
 
 SETTINGS = {
@@ -264,6 +266,17 @@ def test_shards_parquet_and_loose_pictures_give_the_same_set(tmp_path: Path) -> 
         found[name] = (manifest.to_json(), rejects.to_json(), names)
     assert found["shards"] == found["table"] == found["loose"]
     assert found["loose"][2][:3] == ["000000000.png", "000000000.txt", "000000000.json"]
+
+
+def test_curated_keys_in_any_order_can_be_trained_on(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for shard, numbers in (("a", (1, 3)), ("b", (0, 2))):
+        write_shard(tmp_path / f"data/{shard}.tar", [(f"key{n}", sound(n)) for n in numbers])
+    curate(tmp_path / "data", tmp_path / "out", params(), Tracker())
+    manifest = read_manifest(tmp_path / "out")
+    assert list(manifest["key"]) == ["key1", "key3", "key0", "key2"]
+    assert Ledger.of(manifest["shard"]).shards == {"a": 2, "b": 2}
+    assert (locate(tmp_path / "out", manifest)["size"] > 0).all()
 
 
 def test_keys_that_repeat_in_another_shard_are_rejected(tmp_path: Path) -> None:

@@ -17,11 +17,14 @@ AGAIN = "run the stage curate again."
 
 
 def read_manifest(curated: Path) -> pd.DataFrame:
-    """The curated set's manifest, sorted by key. UserError when missing, empty or damaged."""
+    """The curated set's manifest by shard and key. UserError when missing, empty or damaged.
+
+    The samples of a shard follow one another, as the coverage ledger counts them.
+    """
     path = curated / "manifest.parquet"
     try:
         manifest = pd.read_parquet(path)
-        manifest = manifest.sort_values("key", kind="stable").reset_index(drop=True)
+        manifest = manifest.sort_values(["shard", "key"], kind="stable").reset_index(drop=True)
         manifest[["shard", "caption", "width", "height"]]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({error}); {AGAIN}") from error
