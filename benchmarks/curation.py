@@ -1,12 +1,13 @@
 """What curation costs beside its models, and whether its memory grows with the set.
 
 python benchmarks/curation.py overhead [PICTURES] [SIDE]
-python benchmarks/curation.py memory [PICTURES]
+python benchmarks/curation.py memory [PICTURES] [MB]
 
 overhead: all embedded filters on all pictures (no gates), in one process on one thread; prints CPU
 seconds by part of the work, and the share of reading, decoding, writing and bookkeeping.
-memory: model filters off, PICTURES small ones and a tenth of them; prints the most memory that the
-process held, and pictures a second. The pictures are the embedded world's, sound and spoilt.
+memory: model filters off, PICTURES small ones and a tenth of them, MB for the database; prints the
+most memory that the process held, and pictures a second.
+The pictures are the embedded world's, sound and spoilt.
 """
 
 import json
@@ -62,21 +63,25 @@ def overhead(pictures=400, size=256):
     )
 
 
-def memory(pictures=100_000):
+def memory(pictures=100_000, limit=512):
     with tempfile.TemporaryDirectory() as folder:
         for count in (pictures // 10, pictures):
             source, out = Path(folder) / f"raw{count}", Path(folder) / f"out{count}"
             draw(source, count, 96, 1000)
             print(subprocess.run(
-                [sys.executable, __file__, "one", str(source), str(out)],
+                [sys.executable, __file__, "one", str(source), str(out), str(limit)],
                 check=True, text=True, stdout=subprocess.PIPE,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
             ).stdout.splitlines()[-1])  # fmt: skip
 
 
-def one(source, out):
+def one(source, out, limit):
     """In a process of its own, so that its memory is curation's."""
-    overrides = ["curation.skip=[faces,nsfw,text]", "curation.resolution.shorter_side=64"]
+    overrides = [
+        "curation.skip=[faces,nsfw,text]",
+        "curation.resolution.shorter_side=64",
+        f"curation.limits.memory={limit}MB",
+    ]
     seconds, figures = run(Path(source), Path(out), overrides)
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     total = figures["total"]

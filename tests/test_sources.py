@@ -697,6 +697,16 @@ def test_a_long_name_whose_member_is_lost_does_not_name_the_next(data: Path) -> 
     assert good_keys(samples) == ["b"]
 
 
+def test_a_long_name_whose_member_is_taken_for_another_does_not_name_the_next(data: Path) -> None:
+    for kind in (b"L", b"x"):
+        lost = bytearray(sample_entries(LONG, tarfile.GNU_FORMAT)[:2048])
+        header = tarfile.TarInfo("long" * 24)  # of the member itself, after its name's two blocks
+        header.size, header.type = len(PNG), kind
+        lost[1024:1536] = header.tobuf(tarfile.USTAR_FORMAT)
+        (data / "0.tar").write_bytes(bytes(lost) + sample_entries("b"))
+        assert good_keys(list(read_shard(data / "0.tar", LIMITS))) == ["b"]
+
+
 def test_names_from_the_current_folder(data: Path) -> None:
     (data / "0.tar").write_bytes(entry("./", type=tarfile.DIRTYPE) + entry("./a.png", PNG))
     assert good_keys(list(read_shard(data / "0.tar", LIMITS))) == ["a"]

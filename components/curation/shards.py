@@ -187,7 +187,7 @@ def _members(path: Path, limits: Mapping[str, int]) -> Iterator[tuple[str, bytes
             if info.type in (*PAX, tarfile.GNUTYPE_LONGNAME):
                 file.seek(start)
                 extra = file.read(min(info.size, LONG_NAME_BYTES, max(at - start, 0)))
-                long_name = _long_name(extra, info) or long_name
+                long_name = _long_name(extra, info)
                 continue
             if info.type in (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK):
                 continue
