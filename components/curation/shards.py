@@ -190,6 +190,9 @@ def _members(path: Path, limits: Mapping[str, int]) -> Iterator[tuple[str, bytes
                 long_name = _long_name(extra, info)
                 continue
             if info.type in (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK):
+                # What is called so may stand between a long name and its member; a member that
+                # was damaged into one of these takes its name along.
+                long_name = long_name if info.name == LONG_NAME else ""
                 continue
             name, long_name = (long_name or info.name).removeprefix("./"), ""
             if info.type == tarfile.DIRTYPE:
