@@ -129,6 +129,7 @@ def sound_tar(form: int) -> Tar:
     return Tar(data + b"\0" * 2 * BLOCK, spans, headers, members)
 
 
+LONG = safe_key("long" * 30)
 TARS = [sound_tar(f) for f in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)]
 FIELDS = {"name": (0, 100), "size": (124, 12), "kind": (156, 1), "link": (157, 100),
           "magic": (257, 8), "prefix": (345, 155), "mode": (100, 24)}  # fmt: skip
@@ -169,8 +170,10 @@ def check_tar(folder: Path) -> Callable[..., None]:
         repeated = {s.key for s in samples if "repeats" in s.error}
         whole = {s.key: s for s in samples if not s.error}
         for key, (start, end) in tar.spans.items():
-            # A name may have been changed into that of a sample: then two claim it.
-            if (end <= low or start >= high) and key not in repeated:
+            # A name may have been changed into that of a sample: then two claim it. A pax header
+            # whose own member is lost names the next one: nothing tells whose it was.
+            pax = tar is TARS[2] and key == "x_y" and high > tar.spans[LONG][0]
+            if (end <= low or start >= high) and key not in repeated and not pax:
                 assert whole[key].members == tar.members[key], key
 
     return check

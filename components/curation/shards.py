@@ -164,13 +164,13 @@ def _members(path: Path, limits: Mapping[str, int]) -> Iterator[tuple[str, bytes
     size = path.stat().st_size
     if not size:
         yield "@0", b"", "the shard is an empty file"
-    long_name, at = "", 0
+    long_name, gnu, at = "", False, 0
     with path.open("rb") as file:
         while at < size:
             file.seek(at)
             header = file.read(BLOCK)
             if not header.strip(b"\0"):
-                at += BLOCK
+                long_name, at = "", at + BLOCK
                 continue
             info = _parse(header)
             if info is None:
@@ -187,13 +187,15 @@ def _members(path: Path, limits: Mapping[str, int]) -> Iterator[tuple[str, bytes
             if info.type in (*PAX, tarfile.GNUTYPE_LONGNAME):
                 file.seek(start)
                 extra = file.read(min(info.size, LONG_NAME_BYTES, max(at - start, 0)))
-                long_name = _long_name(extra, info)
+                long_name, gnu = _long_name(extra, info), info.type == tarfile.GNUTYPE_LONGNAME
                 continue
             if info.type in (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK):
                 # What is called so may stand between a long name and its member; a member that
                 # was damaged into one of these takes its name along.
                 long_name = long_name if info.name == LONG_NAME else ""
                 continue
+            if gnu and not long_name.startswith(_name_field(header)):
+                long_name = ""  # of a member that was lost: its own bears its beginning
             name, long_name = (long_name or info.name).removeprefix("./"), ""
             if info.type == tarfile.DIRTYPE:
                 continue
@@ -237,6 +239,10 @@ def _next_header(file: BinaryIO, start: int, end: int) -> int:
             place = chunk.find(MAGIC, place + 1)
         at += SCAN_BYTES
     return end
+
+
+def _name_field(header: bytes) -> str:
+    return header[:100].split(b"\0")[0].decode("ascii", "replace")
 
 
 def _long_name(extra: bytes, info: tarfile.TarInfo) -> str:
