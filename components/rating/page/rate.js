@@ -72,6 +72,7 @@ async function send(path, body) {
       headers: { "Content-Type": "application/json", "X-Requested-With": "djepa-rate" },
       body: JSON.stringify(body),
     });
+    if (answer.status >= 500) throw new Error("not kept");
     if (!answer.ok) {
       const said = await answer.text();
       let words = said;
