@@ -10,6 +10,8 @@ from components.errors import explain, say
 
 try:
     import typer
+
+    from components.rating.commands import rate
 except ModuleNotFoundError as missing:  # another Python than the one that was installed into
     sys.exit(say("djepa", explain(missing) or str(missing)))
 
@@ -153,6 +155,9 @@ def geneval(
         folder, params["evaluation"], World.from_params(params["data"]), detections
     )
     print(json.dumps(result, indent=2) if as_json else sentence(folder.name, result))
+
+
+app.add_typer(rate, name="rate")
 
 
 @app.command()
