@@ -4,7 +4,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -155,7 +155,9 @@ class Store:
                 "WHERE answers.job = ? ORDER BY at, number",
                 (job,),
             ).fetchall()
-        return [Answer(*row[:4], json.loads(row[4]), *row[5:]) for row in rows]
+        names = [field.name for field in fields(Answer)]  # the columns, in their order
+        named = [dict(zip(names, row, strict=True)) for row in rows]
+        return [Answer(**row | {"facts": json.loads(row["facts"])}) for row in named]
 
     def standing(self, job: str) -> list[tuple[dict[str, Any], dict[str, Given]]]:
         """The current items in the job's order: facts, and rater → question → value."""
