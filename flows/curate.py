@@ -210,8 +210,8 @@ def _on_ray(address: str | None, workers: int) -> Runner:
         from prefect_ray import RayTaskRunner
     except ModuleNotFoundError as missing:
         raise UserError(
-            f"The engine ray needs the package {missing.name!r}: run `pip install "
-            f"'djepa-t2i[ray]'`, in a checkout `pip install -e '.[ray]'`."
+            f"The engine ray needs the package {missing.name!r}: install it with "
+            "`pip install prefect-ray`."
         ) from missing
     settings: dict[str, Any] = {"log_to_driver": False}
     if not address:
