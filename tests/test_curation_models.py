@@ -347,14 +347,16 @@ def test_missing_or_damaged_captioners_are_said_in_a_sentence(
     assert "initialized" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("skip", [[], ["caption"]])
 def test_curated_shards_bear_what_the_models_said(
-    clip: Path, internvl: Path, tmp_path: Path
+    clip: Path, internvl: Path, tmp_path: Path, skip: list[str]
 ) -> None:
     (tmp_path / "raw").mkdir()
     mute = members(scene(7)[0], "")
     write_shard(tmp_path / "raw/a.tar", [("spoken", sound(1)), ("mute", mute)])
     curation = SETTINGS | {
         "caption": {"letters": 0},
+        "skip": skip,
         "captions": CURATION["captions"] | {"write": "missing", "model": str(internvl)},
         "aesthetic": CURATION["aesthetic"]
         | {"model": str(clip), "head": str(write_head(tmp_path / "head.pth")), "threshold": -99.0},

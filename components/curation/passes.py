@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from components.curation.captioner import Captioner
 from components.curation.chain import CAPTION, DAMAGED, Chain, chain
 from components.curation.detectors import Gated, uniform
 from components.curation.duplicates import perceptual_hash, thumbnail
@@ -112,6 +113,7 @@ def judge(unit: Unit, job: Job) -> None:
             fields.append((f"gate_{stage.name}", pa.float64()))
             fields.append((f"sampled_{stage.name}", pa.bool_()))
     fields += [("words", pa.list_(pa.string())), ("kinds", pa.list_(pa.string())), *VERDICT]
+    before = [stage for stage in filters.dear if stage.name != CAPTION]
     finder, out = _finders[str(job.work)], repeated(unit, job)
     scanned = read_rows(job.path(unit, "scan.parquet"), ["row", "filter", "style"])
     wanted = {r["row"]: r["style"] for r in scanned if not r["filter"] and r["row"] not in out}
@@ -126,10 +128,13 @@ def judge(unit: Unit, job: Job) -> None:
                     _decoded(sample, row, limits)
                     for (_, sample), row in zip(batch, block, strict=True)
                 ]
-            for stage in filters.dear:
-                if stage.name == CAPTION:
-                    with watch("captions"):
-                        _write_captions(filters, block, pictures)
+            for stage in before:
+                with watch(stage.name):
+                    apply(stage, block, pictures)
+            if filters.captioner:
+                with watch("captions"):
+                    _write_captions(filters.captioner, block, pictures)
+            for stage in filters.dear[len(before) :]:
                 with watch(stage.name):
                     apply(stage, block, pictures)
             with watch("notions"):
@@ -178,12 +183,9 @@ def repeated(unit: Unit, job: Job) -> dict[int, dict[str, Any]]:
 
 
 def _write_captions(
-    filters: Chain, rows: Sequence[dict[str, Any]], pictures: Sequence[Picture | None]
+    captioner: Captioner, rows: Sequence[dict[str, Any]], pictures: Sequence[Picture | None]
 ) -> None:
-    """Have the captioner write what is wanted of the pictures still in, a few at a time."""
-    captioner = filters.captioner
-    if captioner is None:
-        return
+    """Have the captioner write what is wanted of the pictures still in."""
     at = [i for i, r in enumerate(rows) if not r["filter"] and captioner.wants(r["caption"])]
     chosen = [picture for i in at if (picture := pictures[i]) is not None]
     for i, picture, text in zip(at, chosen, captioner.write(chosen) if at else (), strict=True):
