@@ -94,8 +94,10 @@ def scan(unit: Unit, job: Job) -> None:
                 with watch(stage.name):
                     apply(stage, block, pictures)
             with watch("hashes"):
-                for row, picture in zip(block, pictures, strict=True):
+                for sample, row, picture in zip(batch, block, pictures, strict=True):
                     if picture is not None and row["filter"] is None:
+                        data = sample.members[sample.extension]
+                        row["sha256"] = hashlib.sha256(data).hexdigest()
                         row["phash"] = perceptual_hash(picture.pixels)
                         row["thumb"] = thumbnail(picture.pixels)
             with watch("tables"):
@@ -210,18 +212,16 @@ def _scanned(sample: Sample, number: int, seed: int) -> dict[str, Any]:
 
 
 def _decoded(sample: Sample, row: dict[str, Any], limits: Mapping[str, int]) -> Picture | None:
-    """Decode the sample's picture and note its size and hash, or reject it."""
+    """Decode the sample's picture and note its size, or reject it."""
     if sample.error:
         row |= verdict(DAMAGED, None, None, sample.error)
         return None
-    data = sample.members[sample.extension]
     try:
-        pixels = decode(data, limits)
+        pixels = decode(sample.members[sample.extension], limits)
     except DamagedPicture as problem:
         row |= verdict(DAMAGED, None, None, str(problem))
         return None
     row["height"], row["width"] = pixels.shape[:2]
-    row["sha256"] = hashlib.sha256(data).hexdigest()
     return Picture(sample.key, pixels, sample.caption, sample.meta)
 
 
