@@ -13,7 +13,7 @@ from components.curation.notions import Notion, NotionTables, column
 from components.curation.passes import VERDICT, Job, ready, repeated, verdict
 from components.curation.pictures import DamagedPicture, content_extension, decode
 from components.curation.report import thumbnail_uri
-from components.curation.rows import ROWS, Rows, in_batches, read_rows
+from components.curation.rows import ROWS, in_batches, read_rows, write_rows
 from components.curation.shards import Sample, write_shard
 from components.curation.sources import Unit, read_unit
 from components.curation.stopwatch import Stopwatch
@@ -47,8 +47,8 @@ def pack(unit: Unit, job: Job) -> None:
     captions: dict[int, str] = {}
     with (
         watch("tables"),
-        Rows(job.path(unit, "manifest.parquet"), manifest_fields(job, notions)) as manifest,
-        Rows(job.path(unit, "rejects.parquet"), REJECTED) as rejects,
+        write_rows(job.path(unit, "manifest.parquet"), manifest_fields(job, notions)) as manifest,
+        write_rows(job.path(unit, "rejects.parquet"), REJECTED) as rejects,
     ):
         for rows in in_batches(_joined(unit, job), ROWS):
             for row in rows:

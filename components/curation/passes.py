@@ -30,7 +30,7 @@ from components.curation.filters import Filter, Picture
 from components.curation.notions import Notion, NotionFinder
 from components.curation.own import checked_score, checked_setup
 from components.curation.pictures import DamagedPicture, decode
-from components.curation.rows import Rows, in_batches, read_rows
+from components.curation.rows import in_batches, read_rows, write_rows
 from components.curation.shards import Sample
 from components.curation.sources import Unit, read_unit
 from components.curation.stopwatch import Stopwatch
@@ -81,7 +81,7 @@ def scan(unit: Unit, job: Job) -> None:
     limits, filters, watch = job.curation["limits"], ready(job, dear=False).cheap, Stopwatch()
     scores = [(f"score_{f.name}", pa.float64()) for f in filters]
     count = 0
-    with Rows(job.path(unit, "scan.parquet"), [*SCANNED, *scores, *VERDICT]) as table:
+    with write_rows(job.path(unit, "scan.parquet"), [*SCANNED, *scores, *VERDICT]) as table:
         samples = watch.over("read", read_unit(unit, job.curation))
         for batch in in_batches(samples, limits["batch"]):
             block, pictures = [], []
@@ -119,7 +119,7 @@ def judge(unit: Unit, job: Job) -> None:
     finder, out = _finders[str(job.work)], repeated(unit, job)
     scanned = read_rows(job.path(unit, "scan.parquet"), ["row", "filter", "style"])
     wanted = {r["row"]: r["style"] for r in scanned if not r["filter"] and r["row"] not in out}
-    with Rows(job.path(unit, "judge.parquet"), fields) as table:
+    with write_rows(job.path(unit, "judge.parquet"), fields) as table:
         numbered = enumerate(watch.over("read", read_unit(unit, job.curation)))
         for batch in in_batches((n for n in numbered if n[0] in wanted), limits["batch"]):
             block: list[dict[str, Any]] = [

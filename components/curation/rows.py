@@ -1,9 +1,9 @@
 """Parquet tables written and read a stretch at a time."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,36 +14,35 @@ ROWS = 1024  # of a table in memory at a time
 
 
 class Rows:
-    """Writes rows to a parquet file as they come; the file is whole or absent."""
+    """Writes rows to a parquet file as they come."""
 
-    def __init__(self, path: Path, fields: Sequence[tuple[str, pa.DataType]]) -> None:
-        self.schema, self.held = pa.schema(fields), []  # type: ignore[var-annotated]
-        self.file = atomic_file(path)
-
-    def __enter__(self) -> Self:
-        self.writer = pq.ParquetWriter(self.file.__enter__(), self.schema)
-        return self
+    def __init__(self, writer: pq.ParquetWriter) -> None:
+        self.writer = writer
+        self.held: list[Mapping[str, Any]] = []
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add rows as mappings; missing columns are null, others are left out."""
         self.held += rows
         if len(self.held) >= ROWS:
-            self._write()
+            self.write()
 
-    def _write(self) -> None:
-        self.writer.write_table(pa.Table.from_pylist(self.held, schema=self.schema))
+    def write(self) -> None:
+        """Write what is held."""
+        self.writer.write_table(pa.Table.from_pylist(self.held, schema=self.writer.schema))
         self.held = []
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is None and self.held:
-            self._write()
-        self.writer.close()
-        self.file.__exit__(kind, error, trace)
+
+@contextmanager
+def write_rows(path: Path, fields: Sequence[tuple[str, pa.DataType]]) -> Iterator[Rows]:
+    """Yield what takes the rows of a new parquet file, which is whole or absent."""
+    with (
+        atomic_file(path) as temporary,
+        pq.ParquetWriter(temporary, pa.schema(fields)) as writer,
+    ):
+        rows = Rows(writer)
+        yield rows
+        if rows.held:
+            rows.write()
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
