@@ -1,7 +1,8 @@
 """Curated pictures read one by one from where they lie in their shards."""
 
+import hashlib
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,6 +32,14 @@ def read_manifest(curated: Path) -> pd.DataFrame:
     if manifest.empty or manifest["key"].duplicated().any():
         raise UserError(f"{path} is empty or names a key twice; {AGAIN}")
     return manifest
+
+
+def keys_hash(keys: Iterable[str]) -> str:
+    """A short hash of the keys in their order: two tables with the same one go row by row."""
+    digest = hashlib.sha256()
+    for key in keys:
+        digest.update(key.encode() + b"\n")
+    return digest.hexdigest()[:16]
 
 
 def locate(curated: Path, manifest: pd.DataFrame) -> pd.DataFrame:
