@@ -118,10 +118,50 @@ def _select(root: Path, overrides: Sequence[str]) -> None:
     chosen: dict[str, Any] = {}
     if chosen_groups:
         chosen["defaults"] = [{f"override /{o.key_or_group}": o.value()} for o in chosen_groups]
-    chosen |= values
-    body = yaml.safe_dump(chosen, sort_keys=False) if chosen else ""
+    _keep(root, chosen | values)
+
+
+def _keep(root: Path, chosen: Mapping[str, Any]) -> None:
+    """Write params/selected.yaml."""
+    body = yaml.safe_dump(dict(chosen), sort_keys=False) if chosen else ""
     with atomic_file(root / SELECTED) as temporary:
         temporary.write_text(HEADER + body)
+
+
+def append_round(labels: str, root: Path = Path()) -> str:
+    """Add a round after the newest to the standing choice and compose; returns its key.
+
+    It goes on from the newest round's model and critic, with the same numbers of phase 2; what
+    DPO goes on from moves along if it was the newest. `labels`: auto, or people, whose labels are
+    in labels/KEY.jsonl then.
+
+    Raises:
+        UserError: there is no round yet, or the parameters do not compose.
+    """
+    params = yaml.safe_load(_composed(root / TREE, []))
+    rounds = params["feedback"]["rounds"]
+    if not rounds:
+        raise UserError(f"feedback.rounds in {TREE}/ is empty: give a first round there.")
+    newest = list(rounds)[-1]
+    number = len(rounds) + 1
+    while f"r{number}" in rounds:
+        number += 1
+    key = f"r{number}"
+    line = rounds[newest] | {"model": newest, "critic": newest}
+    line["labels"] = key if labels == "people" else labels
+    chosen = yaml.safe_load((root / SELECTED).read_text()) or {}
+    chosen.setdefault("feedback", {}).setdefault("rounds", {})[key] = line
+    if params["dpo"]["from"] == newest:
+        chosen.setdefault("dpo", {})["from"] = key
+    before = (root / SELECTED).read_text()
+    _keep(root, chosen)
+    try:
+        compose(root)
+    except UserError:
+        with atomic_file(root / SELECTED) as temporary:
+            temporary.write_text(before)
+        raise
+    return key
 
 
 def composed(overrides: Sequence[str], root: Path = Path()) -> dict[str, Any]:

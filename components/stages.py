@@ -25,7 +25,8 @@ from components.tracking import Tracker, complete_parent, remember, stage_run
 CURATED, ENCODED = Path("curated"), Path("encoded")
 MODELS, STATES, METRICS = Path("models"), Path("states"), Path("metrics")
 REFERENCES, CRITICS, SAMPLES = Path("references"), Path("critics"), Path("samples")
-REPORTS, PLOTS, LABELS = Path("reports"), Path("plots"), Path("labels/human")
+REPORTS, PLOTS, LABELS = Path("reports"), Path("plots"), Path("labels")
+BY_MACHINE = ("auto", "simulated")  # what a round's `labels` says when no people are asked
 
 
 @dataclass
@@ -241,6 +242,14 @@ def dependencies(stage: str, params: Mapping[str, Any]) -> list[str]:
         return str(value)
 
     return [re.sub(r"\$\{([^}]+)\}", filled, dep) for dep in definition(stage).get("deps", [])]
+
+
+def missing_labels(key: str, params: Mapping[str, Any]) -> Path | None:
+    """The file of people's labels that the critic of round `key` needs and lacks; else None."""
+    name = params["feedback"]["rounds"][key]["labels"]
+    file = LABELS / f"{name}.jsonl"
+    nobody = params["feedback"]["critic"] == "none" or name in BY_MACHINE
+    return None if nobody or file.exists() else file
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

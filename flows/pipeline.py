@@ -17,6 +17,7 @@ from typing import Any
 from components.compose import load
 from components.errors import explain, say
 from components.home import checkout
+from components.stages import missing_labels
 
 try:
     from prefect import flow, get_run_logger, task
@@ -25,6 +26,8 @@ try:
     from prefect.client.schemas.objects import TaskRun
     from prefect.runtime import flow_run
     from prefect.states import State
+
+    from flows.people import wait_for_labels
 except ModuleNotFoundError as missing:
     sentence = explain(missing)
     if __name__ != "__main__" or sentence is None:
@@ -142,6 +145,14 @@ def stage(name: str) -> None:
     run(name, command)
 
 
+def _ask(round_name: str) -> None:
+    """Wait for people's labels if the round's critic needs some that are not there."""
+    params = load()
+    file = missing_labels(round_name, params)
+    if file is not None:
+        wait_for_labels(round_name, file, params["feedback"]["people"])
+
+
 def stage_names() -> list[str]:
     """The stages of dvc.yaml, each after those it depends on."""
     from dvc.repo import Repo
@@ -156,6 +167,8 @@ def stage_names() -> list[str]:
 def pipeline(stages: list[str] | None = None) -> None:
     """Bring the whole pipeline up to date, stage by stage.
 
+    Before the critic of a round with people's labels the run pauses until they are given.
+
     Args:
         stages: names from dvc.yaml to run, in order; all of them when left out.
     """
@@ -164,6 +177,8 @@ def pipeline(stages: list[str] | None = None) -> None:
     log = get_run_logger()
     for number, name in enumerate(names, 1):
         log.info("stage %d of %d: %s", number, len(names), name)
+        if name.startswith("critic@"):
+            _ask(name.partition("@")[2])
         stage(name)
         if name in SHOWN:
             page, key, words = SHOWN[name]

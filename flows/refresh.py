@@ -1,0 +1,80 @@
+"""One more round of data feedback: `python -m flows.refresh`, for a schedule or by hand.
+
+Appends a round to feedback.rounds, composes the parameters, brings the pipeline up to date and
+commits parameters and dvc.lock on a branch. A refresh that was stopped goes on with its round.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from prefect import flow, get_run_logger
+
+from components.branch import check_branch, commit
+from components.compose import PARAMS, SELECTED, append_round, load
+from components.errors import explain, say
+from components.home import checkout
+from components.stages import LABELS
+from flows.pipeline import StageFailed, pipeline
+
+
+@flow(name="refresh", log_prints=True)
+def refresh(labels: Literal["auto", "people"] = "auto", branch: str = "refresh") -> str:
+    """Train one more round with a new critic; returns the commit that has it.
+
+    Args:
+        labels: who says which of the model's pictures are good: `auto`, the benchmark's rules, or
+            `people`, for whom the run pauses.
+        branch: the git branch that gets the commit; made where it is missing.
+    """
+    log = get_run_logger()
+    check_branch(branch)
+    newest = list(load()["feedback"]["rounds"])[-1]
+    if finished(newest):
+        newest = append_round(labels)
+        log.info("Round %s was added to %s", newest, SELECTED)
+    else:
+        log.info("Round %s is not finished: this run goes on with it", newest)
+    pipeline()
+    said = load()["feedback"]["rounds"][newest]["labels"]
+    paths = [SELECTED, PARAMS, Path("dvc.lock"), Path("data.dvc")]
+    paths += [file for file in [LABELS / f"{said}.jsonl"] if file.exists()]
+    made = commit(branch, paths, f"Round {newest} of data feedback, labels: {said}")
+    log.info("Commit %s on the branch %s has the round", made[:10], branch)
+    return made
+
+
+def finished(round_name: str) -> bool:
+    """Whether DVC finds nothing to do for the round's model and its pictures."""
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        return not repo.status(targets=[f"phase2@{round_name}", f"evaluate@{round_name}"])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the flow; what the user can mend is one sentence and exit code 2."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # as pipeline.py
+    parser = argparse.ArgumentParser("python -m flows.refresh", description=__doc__)
+    parser.add_argument("--labels", choices=("auto", "people"), default="auto")
+    parser.add_argument("--branch", default="refresh", help="the branch that gets the commit")
+    try:
+        checkout()
+        refresh(**vars(parser.parse_args(arguments)))
+    except StageFailed as failure:
+        print(f"refresh: {failure}", file=sys.stderr)
+        print("The round is kept; mend it and run the same command.", file=sys.stderr)
+        return 1
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        return say("refresh", sentence)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
