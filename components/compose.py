@@ -21,6 +21,7 @@ from components.limits import check
 TREE = Path("params")
 CONFIG = "config.yaml"
 SELECTED = TREE / "selected.yaml"
+ROUNDS = TREE / "rounds.yaml"  # what refreshes added; `djepa compose` leaves it alone
 PARAMS = Path("params.yaml")
 INSTALLED = Path(__file__).resolve().parent.parent / TREE  # in a checkout or beside the package
 HEADER = (
@@ -118,12 +119,8 @@ def _select(root: Path, overrides: Sequence[str]) -> None:
     chosen: dict[str, Any] = {}
     if chosen_groups:
         chosen["defaults"] = [{f"override /{o.key_or_group}": o.value()} for o in chosen_groups]
-    _keep(root, chosen | values)
-
-
-def _keep(root: Path, chosen: Mapping[str, Any]) -> None:
-    """Write params/selected.yaml."""
-    body = yaml.safe_dump(dict(chosen), sort_keys=False) if chosen else ""
+    chosen |= values
+    body = yaml.safe_dump(chosen, sort_keys=False) if chosen else ""
     with atomic_file(root / SELECTED) as temporary:
         temporary.write_text(HEADER + body)
 
@@ -149,18 +146,21 @@ def append_round(labels: str, root: Path = Path()) -> str:
     key = f"r{number}"
     line = rounds[newest] | {"model": newest, "critic": newest}
     line["labels"] = key if labels == "people" else labels
-    chosen = yaml.safe_load((root / SELECTED).read_text()) or {}
-    chosen.setdefault("feedback", {}).setdefault("rounds", {})[key] = line
+    added = yaml.safe_load((root / ROUNDS).read_text()) or {}
+    added.setdefault("feedback", {}).setdefault("rounds", {})[key] = line
     if params["dpo"]["from"] == newest:
-        chosen.setdefault("dpo", {})["from"] = key
-    before = (root / SELECTED).read_text()
-    _keep(root, chosen)
-    try:
-        compose(root)
-    except UserError:
-        with atomic_file(root / SELECTED) as temporary:
-            temporary.write_text(before)
-        raise
+        added["dpo"] = {"from": key}
+    comments = [x for x in (root / ROUNDS).read_text().splitlines(True) if x.startswith("#")]
+    body = yaml.safe_dump(added, sort_keys=False, default_flow_style=None, width=100)
+    text = "".join(comments) + body
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / TREE
+        shutil.copytree(root / TREE, tree)
+        (tree / ROUNDS.name).write_text(text)
+        check(yaml.safe_load(_composed(tree, [])))
+    with atomic_file(root / ROUNDS) as temporary:
+        temporary.write_text(text)
+    compose(root)
     return key
 
 

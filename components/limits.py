@@ -190,7 +190,6 @@ def _check_rounds(params: Mapping[str, Any]) -> None:
         choices += [
             (f"{place}.model", line["model"], list(models)),
             (f"{place}.critic", line["critic"], list(critics)),
-            (f"{place}.labels", line["labels"], ["auto", "human"]),
         ]
         models.append(key)
         critics.append(key)

@@ -14,7 +14,7 @@ from typing import Literal
 from prefect import flow, get_run_logger
 
 from components.branch import check_branch, commit
-from components.compose import PARAMS, SELECTED, append_round, load
+from components.compose import PARAMS, ROUNDS, SELECTED, append_round, load
 from components.errors import explain, say
 from components.home import checkout
 from components.stages import LABELS
@@ -35,12 +35,12 @@ def refresh(labels: Literal["auto", "people"] = "auto", branch: str = "refresh")
     newest = list(load()["feedback"]["rounds"])[-1]
     if finished(newest):
         newest = append_round(labels)
-        log.info("Round %s was added to %s", newest, SELECTED)
+        log.info("Round %s was added to %s", newest, ROUNDS)
     else:
         log.info("Round %s is not finished: this run goes on with it", newest)
     pipeline()
     said = load()["feedback"]["rounds"][newest]["labels"]
-    paths = [SELECTED, PARAMS, Path("dvc.lock"), Path("data.dvc")]
+    paths = [ROUNDS, SELECTED, PARAMS, Path("dvc.lock"), Path("data.dvc")]
     paths += [file for file in [LABELS / f"{said}.jsonl"] if file.exists()]
     made = commit(branch, paths, f"Round {newest} of data feedback, labels: {said}")
     log.info("Commit %s on the branch %s has the round", made[:10], branch)

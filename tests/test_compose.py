@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from components.compose import compose, is_stale, load
+from components.compose import append_round, compose, is_stale, load
 from components.errors import UserError
 from tests.conftest import ROOT, Checkout
 
@@ -39,6 +39,27 @@ def test_new_choice_replaces_the_old_one(tree: Path) -> None:
 def test_a_round_can_be_added(tree: Path) -> None:
     compose(tree, ["+feedback.rounds.r2={model: r1, critic: r1, labels: auto}"])
     assert list(load(tree)["feedback"]["rounds"]) == ["r1", "r2"]
+
+
+def test_a_refresh_adds_a_round_that_later_choices_keep(tree: Path) -> None:
+    compose(tree, ["+feedback.rounds.r1.phase2={images: 500}"])
+    assert append_round("auto", tree) == "r2"
+    rounds = load(tree)["feedback"]["rounds"]
+    assert rounds["r2"] == {"model": "r1", "critic": "r1", "labels": "auto"} | {
+        "phase2": {"images": 500}
+    }
+    assert load(tree)["dpo"]["from"] == "r2"
+
+    assert append_round("people", tree) == "r3"
+    compose(tree, ["seed=4", "dpo.from=phase1"])
+    params = load(tree)
+    assert list(params["feedback"]["rounds"]) == ["r1", "r2", "r3"]
+    assert params["feedback"]["rounds"]["r3"]["labels"] == "r3"
+    assert params["dpo"]["from"] == "phase1"
+
+    append_round("auto", tree)
+    assert load(tree)["dpo"]["from"] == "phase1", "a choice of the user's stays"
+    assert (tree / "params/rounds.yaml").read_text().startswith("# @package _global_")
 
 
 @pytest.mark.parametrize(
