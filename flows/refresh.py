@@ -11,14 +11,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from prefect import flow, get_run_logger
-
 from components.branch import check_branch, commit
 from components.compose import PARAMS, ROUNDS, SELECTED, append_round, load
 from components.errors import explain, say
 from components.home import checkout
 from components.stages import LABELS
-from flows.pipeline import StageFailed, pipeline
+
+try:
+    from prefect import flow, get_run_logger
+
+    from flows.pipeline import StageFailed, pipeline
+except ModuleNotFoundError as missing:
+    sentence = explain(missing)
+    if __name__ != "__main__" or sentence is None:
+        raise
+    sys.exit(say("refresh", sentence))
 
 
 @flow(name="refresh", log_prints=True)
