@@ -50,7 +50,9 @@ class _Watch(Thread):
         super().__init__(daemon=True)
         self.labelling, self.seconds, self.every = labelling, seconds, every
         self.run_id = UUID(str(flow_run.get_id()))
-        self.shown = create_progress_artifact(0, f"labels-{labelling.references.name}", words)
+        shown = create_progress_artifact(0, f"labels-{labelling.references.name}", words)
+        assert isinstance(shown, UUID)  # a coroutine only in asynchronous flows
+        self.shown = shown
         self.over = False
         self.problem: Exception | None = None
         self.ended = Event()
