@@ -38,9 +38,8 @@ def mixed(x):
 class Made:
     """n samples of three aspects that follow from their ids; counts its own time."""
 
-    rungs = {"256x256": (256, 256), "256x192": (256, 192), "192x256": (192, 256)}
-
     def __init__(self, n):
+        self.rungs = {"256x256": (256, 256), "256x192": (256, 192), "192x256": (192, 256)}
         self.n, self.seconds = n, 0.0
         rank = np.arange(1, NOTIONS + 1)
         # One notion drawn is of this rank with p ~ 1 / rank; a caption draws 1 to MOST.

@@ -48,7 +48,9 @@ class View:
 
     def attributes(self, ids):
         has, k = self.has[ids], self.has.shape[1]
-        values = [[*np.flatnonzero(row), k + s] for row, s in zip(has, self.source[ids], strict=True)]
+        values = [
+            [*np.flatnonzero(row), k + s] for row, s in zip(has, self.source[ids], strict=True)
+        ]
         return (
             np.concatenate(values or [np.zeros(0, int)]).astype(np.uint16),
             np.cumsum([0, *map(len, values)]),
@@ -138,12 +140,16 @@ def test_named_shares_are_kept_and_the_others_divide_the_rest(counts, wanted):
         if name in names["notion"]:
             assert targets.share[names["notion"].index(name)] == share
     absent = {value for _, value, _ in targets.absent}
-    assert absent == {w for w in wanted if not dict(zip(names["notion"], counts, strict=True)).get(w)}
+    assert absent == {
+        w for w in wanted if not dict(zip(names["notion"], counts, strict=True)).get(w)
+    }
     others = [i for i, name in enumerate(names["notion"]) if name not in wanted and counts[i]]
     if others:
         rest = targets.share[others]
         assert np.isclose(rest.sum(), 1 - sum(wanted.values()))
-        assert np.allclose(rest / rest.sum(), np.array(counts)[others] / np.sum(np.array(counts)[others]))
+        assert np.allclose(
+            rest / rest.sum(), np.array(counts)[others] / np.sum(np.array(counts)[others])
+        )
         # What is held against shares of what can be trained on adds up to 1.
         assert np.isclose(targets.bar[np.array(counts) > 0].sum(), 1)
 
@@ -403,9 +409,10 @@ def test_a_pack_holds_the_tokens_of_a_batch_in_all_sizes():
 class Billion:
     """10⁹ samples of which nothing is stored: attributes and rows follow from the id."""
 
-    rungs = {"32x32": (32, 32), "48x32": (48, 32)}
-    attribute_names = {"notion": [f"n{i}" for i in range(1000)], "style": [], "source": []}
-    attribute_counts = np.full(1000, 2_000_000)
+    def __init__(self):
+        self.rungs = {"32x32": (32, 32), "48x32": (48, 32)}
+        self.attribute_names = {"notion": [f"n{i}" for i in range(1000)], "style": [], "source": []}
+        self.attribute_counts = np.full(1000, 2_000_000)
 
     class Rows:
         def __len__(self):

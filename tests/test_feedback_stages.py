@@ -134,7 +134,10 @@ def made(params, tmp_path_factory):
         rows.append({"key": key, "shard": "00000", "caption": caption} | size | notions)
     write_shard(root / "curated" / "00000.tar", samples)
     pd.DataFrame(rows).to_parquet(root / "curated" / "manifest.parquet")
-    notions = {"notion": ["red", "blue", "circle", "square"], "kind": ["colour"] * 2 + ["shape"] * 2}
+    notions = {
+        "notion": ["red", "blue", "circle", "square"],
+        "kind": ["colour"] * 2 + ["shape"] * 2,
+    }
     pd.DataFrame(notions).to_parquet(root / "curated" / "notions.parquet")
     encode(root / "curated", root / "encoded", root / "metrics.json", params, Tracker())
     encoded = EncodedSet.open(root / "encoded")

@@ -81,7 +81,7 @@ def test_the_tail_is_named_by_shard_attribute_and_key(encoded_folder, tmp_path, 
     assert found["drawn"] == [len(never), len(drawn) - 3, 3]
     notions = found["attributes"]["notion"]
     assert notions["attributes"] == 3 and notions["never"] == 1
-    assert list(notions["least"])[0] == "blue"
+    assert next(iter(notions["least"])) == "blue"
     assert notions["least"]["blue"] == {"samples": 12, "never": 12, "draws_a_sample": 0.0}
     reds = np.setdiff1d(np.arange(0, 36), blue)
     reds = [i for i in reds if "red" in encoded.index["notion_words"][i]]

@@ -102,9 +102,7 @@ def _between(values: np.ndarray) -> np.ndarray:
     return (values[1:] + values[:-1]) / 2
 
 
-def _masses(
-    borders: np.ndarray, mean: float, std: float, low: float, high: float
-) -> np.ndarray:
+def _masses(borders: np.ndarray, mean: float, std: float, low: float, high: float) -> np.ndarray:
     """Probability of trunc_norm between these borders, (borders + 1,)."""
     if std == 0 or low == high:
         masses = np.zeros(len(borders) + 1)

@@ -34,7 +34,7 @@ def check_targets(targets: Mapping[str, Any], kinds: Sequence[str]) -> None:
         for share in shares:
             if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
                 raise UserError(
-                    f"feedback.targets.{kind} has {share!r}: give a number from 0 to 1 (tempering), "
+                    f"feedback.targets.{kind} has {share!r}: give a number from 0 to 1 (tempering) "
                     "or such a share for each value named, in params/feedback."
                 )
         if isinstance(wanted, Mapping) and sum(shares) > 1 + 1e-9:

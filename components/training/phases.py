@@ -205,7 +205,7 @@ class Phase:
             print(
                 f"{self.phase}: {report['unmet_count']} target frequencies are not met after "
                 f"{report['trained']} samples; {first['kind']} {first['value']} has "
-                f"{first['reached']:.3f} of {first['target']:.3f} (sampling.unmet in {metrics_out})",
+                f"{first['reached']:.3f}, not {first['target']:.3f} (all: {metrics_out})",
                 flush=True,
             )
         tracker.log_metrics(
