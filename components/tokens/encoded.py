@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError, safe_open
@@ -68,7 +69,7 @@ class EncodedSet(ABC):
         last = int(wanted.max(initial=-1))
         for batch in pq.ParquetFile(self.folder / "index.parquet").iter_batches(columns=["key"]):
             here = np.unique(wanted[(wanted >= start) & (wanted < start + len(batch))])
-            keys = batch.column(0).take((here - start).tolist()).to_pylist()
+            keys = batch.column(0).take(pa.array(here - start)).to_pylist()
             found.update(zip(here.tolist(), map(str, keys), strict=True))
             start += len(batch)
             if start > last:
