@@ -161,6 +161,19 @@ app.add_typer(rate, name="rate")
 
 
 @app.command()
+def never_drawn(
+    state: Annotated[Path, typer.Argument(help="A training state, e.g. states/r1")],
+    encoded: Annotated[Path, typer.Option(help="The encoded set")] = Path("encoded"),
+) -> None:
+    """Print the keys of the samples that a state was never trained on."""
+    from components.feedback.ledger import never_drawn as keys
+    from components.tokens.encoded import EncodedSet
+
+    for key in keys(state, EncodedSet.open(encoded)):
+        print(key)
+
+
+@app.command()
 def summary() -> None:
     """Print the table of models and where to look: pictures, reports, MLflow, Prefect."""
     from components.summary import print_summary

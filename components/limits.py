@@ -10,6 +10,8 @@ from math import inf, isfinite
 from typing import Any
 
 from components.errors import UserError
+from components.feedback.targets import check_targets
+from components.tokens.attributes import KINDS
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,9 @@ LIMITS: dict[str, Limit] = {
     "model.encode.decoded": NATURAL,
     "training.phase*.images": COUNT,
     "training.phase*.batch": COUNT,
+    "training.phase*.aspect.std": Limit("a number from 0 on", 0),
+    "training.phase*.size.std": Limit("a number from 0 on", 0),
+    "training.phase*.size.low": POSITIVE,
     "training.flow_samples": COUNT,
     "training.most_tokens": COUNT,
     "training.mask.low": SHARE,
@@ -78,6 +83,7 @@ LIMITS: dict[str, Limit] = {
     "training.optimizer.*_rate": POSITIVE,
     "feedback.discard": SHARE,
     "feedback.most_dropped": SHARE,
+    "feedback.tolerance": SHARE,
     "feedback.references.prompts": COUNT,
     "feedback.references.images": COUNT,
     "feedback.references.retrieved": COUNT,
@@ -171,6 +177,7 @@ def check(params: Mapping[str, Any]) -> None:
             "training.sharding is shard and training.optimizer.kind is muon, which needs whole "
             "matrices: set training.optimizer.kind=adamw, or training.sharding=replicate."
         )
+    check_targets(params["feedback"]["targets"], KINDS)
     _check_rounds(params)
 
 

@@ -7,14 +7,13 @@ The frozen encoders are left out of operations and memory.
 
 import math
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any
 
 import torch
-from scipy.special import ndtr
 from torch import nn
 
 from components.errors import UserError
+from components.feedback.sizes import TargetRungs
 from components.model import flops
 from components.model.build import build_network
 from components.model.djepa import DJEPA
@@ -134,26 +133,10 @@ def image_flops(network: Network, training: Mapping[str, Any], text: float, toke
 
 
 def rung_shares(phase: Mapping[str, Any]) -> dict[str, float]:
-    """How often each rung of a phase is drawn: by the longer side's distribution, then evenly."""
-    size = {key: float(phase["size"][key]) for key in ("mean", "std", "low", "high")}
-    rungs = {name: max(rung_size(name)) for name in phase["rungs"]}
-    sides = sorted(set(rungs.values()))
-    bounds = [size["low"], *((a + b) / 2 for a, b in pairwise(sides))]
-    bounds = [min(max(b, size["low"]), size["high"]) for b in bounds] + [size["high"]]
-    shares: dict[str, float] = {}
-    for place, side in enumerate(sides):
-        if size["std"] == 0:
-            nearest = min(sides, key=lambda s: abs(s - size["mean"]))
-            share = float(side == nearest)
-        else:
-            below = [
-                float(ndtr((bound - size["mean"]) / size["std"]))
-                for bound in (size["low"], bounds[place], bounds[place + 1], size["high"])
-            ]
-            share = (below[2] - below[1]) / (below[3] - below[0])
-        members = [name for name, longer in rungs.items() if longer == side]
-        shares |= {name: share / len(members) for name in members}
-    return shares
+    """How often each rung of a phase is drawn."""
+    names = list(phase["rungs"])
+    law = TargetRungs([rung_size(name) for name in names], phase["size"], phase["aspect"])
+    return dict(zip(names, law.shares().tolist(), strict=True))
 
 
 def saved_bytes(

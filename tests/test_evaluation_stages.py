@@ -156,9 +156,21 @@ def test_other_prompts_cannot_be_compared(evaluated: Path, tmp_path: Path) -> No
 def test_report_and_table(evaluated: Path, tmp_path: Path) -> None:
     metrics = evaluated / "metrics"
     (metrics / "train").mkdir(exist_ok=True)
-    notions = {"red": {"set": 0.6, "trained": 0.5, "target": 0.5}}
+    shares = {"set": 0.6, "trained": 0.5, "target": 0.5}
+    kinds = {"notion": {"values": {"red": shares, "blue": shares}}, "style": {"values": {}}}
+    kinds["source"] = {
+        "values": {"a": {"set": 0.6, "trained": 0.5}, "b": {"set": 0.4, "trained": 0.5}}
+    }
+    least = {"red": {"samples": 9, "never": 1, "draws_a_sample": 1.5}}
+    coverage = {
+        "samples": 9,
+        "never": 2,
+        "drawn": [2, 7],
+        "attributes": {"notion": {"least": least}},
+    }
     lines = [{"step": i, "images": 8 * i, "loss": 1 / i, "flow": 1 / i} for i in (1, 2)]
-    phase1 = {"history": lines, "loss": 0.5, "sampling": {"notions": notions}, "name": "<b>"}
+    phase1 = {"history": lines, "loss": 0.5, "sampling": {"kinds": kinds}, "name": "<b>"}
+    phase1["coverage"] = coverage
     (metrics / "train/phase1.json").write_text(json.dumps(phase1))
     summary = report(metrics, tmp_path / "reports", tmp_path / "plots", PARAMS, Tracker())
     assert list(summary["models"]) == ["phase1", "r1"]
@@ -169,10 +181,11 @@ def test_report_and_table(evaluated: Path, tmp_path: Path) -> None:
     assert "<b>" not in page
     assert "data:image/png;base64," in page
     assert "| r1 |" in (tmp_path / "reports/report.md").read_text()
-    for name in ("scores.png", "notions-phase1.png", "curves-phase1.png"):
+    for kind in ("scores", "notions-phase1", "sources-phase1", "curves-phase1", "coverage-phase1"):
+        name = f"{kind}.png"
         assert Image.open(tmp_path / "plots" / name).width > 500
     # One picture for each plot and one for each model's grid.
-    assert page.count("data:image/png;base64,") == 5
+    assert page.count("data:image/png;base64,") == 7
     said = table(metrics).splitlines()
     assert [line.split(" | ")[0].strip() for line in said[:3]] == ["model", "phase1", "r1"]
     assert all(len(line) <= 130 for line in said[:7])

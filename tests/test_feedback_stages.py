@@ -43,7 +43,8 @@ N = 60
 
 @pytest.fixture(scope="module")
 def params():
-    phase = {"rungs": ["16x16"], "size": {"mean": 16, "std": 0, "low": 16, "high": 16}, "batch": 8}
+    size, aspect = ({"mean": m, "std": 0, "low": m, "high": m} for m in (16, 0))
+    phase = {"rungs": ["16x16"], "size": size, "aspect": aspect, "batch": 8}
     return {
         "seed": 0,
         "data": yaml.safe_load((ROOT / "params/data/scenes.yaml").read_text()),
@@ -127,11 +128,17 @@ def made(params, tmp_path_factory):
         caption = scene.caption
         members = {"png": stream.getvalue(), "txt": caption.encode(), "json": b"{}"}
         samples.append((key, members))
-        notions = {f"notion_{w}": w in caption for w in ("red", "blue", "circle", "square")}
+        words = [word for word in ("red", "blue", "circle", "square") if word in caption]
+        notions = {"notion_words": words, "source": "studio"}
         size = {"width": 32, "height": 32}
         rows.append({"key": key, "shard": "00000", "caption": caption} | size | notions)
     write_shard(root / "curated" / "00000.tar", samples)
     pd.DataFrame(rows).to_parquet(root / "curated" / "manifest.parquet")
+    notions = {
+        "notion": ["red", "blue", "circle", "square"],
+        "kind": ["colour"] * 2 + ["shape"] * 2,
+    }
+    pd.DataFrame(notions).to_parquet(root / "curated" / "notions.parquet")
     encode(root / "curated", root / "encoded", root / "metrics.json", params, Tracker())
     encoded = EncodedSet.open(root / "encoded")
     torch.manual_seed(0)

@@ -4,12 +4,14 @@ import copy
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from components.compose import composed
 from components.errors import UserError
+from components.feedback.sizes import TargetRungs
 from components.model import flops
 from components.model.build import build_network
 from components.model.sampler import SamplerConfig, chance, sample_tokens
@@ -200,10 +202,15 @@ def test_means_of_what_is_drawn():
     phase = {
         "rungs": ["32x32", "32x24", "40x40", "64x64"],
         "size": {"mean": 32, "std": 4, "low": 28, "high": 40},
+        "aspect": {"mean": 0.2, "std": 0.1, "low": 0, "high": 0.4},
     }
     shares = rung_shares(phase)
     assert sum(shares.values()) == pytest.approx(1) and shares["64x64"] == 0
-    assert shares["32x32"] == shares["32x24"] > shares["40x40"] > 0
+    assert shares["40x40"] > 0
+    # Their aspects are 0 and 0.415: the border lies at 0.2075, just above the mean.
+    rung = TargetRungs([(32, 32), (32, 24), (40, 40), (64, 64)], phase["size"], phase["aspect"])
+    drawn = np.bincount(rung.draw(np.random.default_rng(0), 40_000), minlength=4) / 40_000
+    assert np.allclose(drawn, list(shares.values()), atol=0.01)
 
 
 def test_the_papers_scale_is_planned():

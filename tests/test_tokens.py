@@ -1,10 +1,17 @@
+import shutil
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from components.errors import UserError
+from components.tokens.attributes import Attributes, write_attributes
 from components.tokens.encode import encode
 from components.tokens.encoded import EncodedSet
+from components.tokens.pictures import keys_hash
 from components.tokens.text import TextEncoder, WordEncoder
 from components.tokens.tokenizer import PatchTokenizer
 from components.tracking import Tracker
@@ -24,8 +31,21 @@ def test_encoded_set_gives_rungs_latents_text_and_notions(encoded):
     assert encoded.latents("24x16", ids).dtype == torch.float32
     states, mask = encoded.text([0, 1])
     assert states.shape == (2, 6, 24) and mask.all()
-    assert encoded.notion_names == ["red", "blue", "green"]
-    assert encoded.notions.sum() == 36
+    assert len(encoded) == 36 and encoded.shards == {"00000": 18, "00001": 18}
+    assert encoded.keys == keys_hash(encoded.index["key"])
+    assert encoded.keys_of([]) == []
+    assert encoded.keys_of([20, 3, 20]) == encoded.index["key"][[20, 3, 20]].tolist()
+    assert encoded.attribute_names == {
+        "notion": ["red", "blue", "green"],
+        "style": [],
+        "source": ["street", "studio"],
+    }
+    values, offsets = encoded.attributes(np.array([4, 0, 1, 0]))
+    # "circle" is no notion that curation kept.
+    assert values.tolist() == [1, 3, 0, 3, 1, 4, 0, 3] and offsets.tolist() == [0, 2, 4, 6, 8]
+    values, offsets = encoded.attributes(np.arange(36))
+    assert encoded.attribute_counts.tolist() == np.bincount(values).tolist() == [12, 12, 12, 10, 26]
+    assert isinstance(encoded.rows("24x16"), np.memmap)
     again, _ = encoded.text_encoder().encode([encoded.index["caption"][0]])
     assert torch.equal(again[0], states[0])
 
@@ -93,3 +113,46 @@ def test_bad_input_is_said_in_a_sentence(tmp_path):
         EncodedSet.open(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"text\.kind"):
         TextEncoder.from_config({"kind": "elmo"})
+
+
+def test_sets_of_an_older_version_and_curated_sets_without_notions_are_refused(encoded, tmp_path):
+    shutil.copytree(encoded.folder, tmp_path / "old")
+    (tmp_path / "old" / "samples.json").unlink()
+    with pytest.raises(UserError, match=r"older version.*run the stage encode again"):
+        EncodedSet.open(tmp_path / "old")
+    curated = write_curated(tmp_path / "curated")
+    (curated / "notions.parquet").unlink()
+    params = tiny_params()
+    params["model"]["encode"]["most_cropped"] = 0.12
+    with pytest.raises(UserError, match=r"notions\.parquet.*run the stage curate again"):
+        encode(curated, tmp_path / "encoded", tmp_path / "m.json", params, Tracker())
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.sampled_from(["red", "oil painting", "unlisted", "blue"]), max_size=5),
+            st.sampled_from(["a", "b", None]),
+        ),
+        min_size=1,
+        max_size=40,
+    )
+)
+def test_attributes_are_those_of_the_manifest_whatever_the_batches(tmp_path_factory, samples):
+    folder = tmp_path_factory.mktemp("attributes")
+    listed = pd.DataFrame({"notion": ["red", "oil painting", "blue"]})
+    listed.assign(kind=["colour", "style", "colour"]).to_parquet(folder / "notions.parquet")
+    words, sources = zip(*samples, strict=True)
+    manifest = pd.DataFrame({"notion_words": list(words), "source": list(sources)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("components.tokens.attributes.ROWS", 7)
+        write_attributes(folder / "out", folder, manifest)
+    read = Attributes(folder / "out")
+    names = [name for kind in read.names.values() for name in kind]
+    assert read.names["style"] == ["oil painting"] and read.names["notion"] == ["red", "blue"]
+    values, offsets = read(np.arange(len(samples)))
+    for i, (words, source) in enumerate(samples):
+        found = {names[v] for v in values[offsets[i] : offsets[i + 1]]}
+        assert found == (set(words) - {"unlisted"}) | ({source} - {None})
+    assert read.counts.sum() == len(values) == offsets[-1]

@@ -73,8 +73,11 @@ def test_online_gives_the_cached_latents_and_text_up_to_rounding(pair):
 
 def test_online_has_the_same_face_and_no_latents(pair):
     (cached, cached_figures), (online, figures) = pair
-    assert list(online.notion_names) == list(cached.notion_names)
-    assert np.array_equal(online.notions, cached.notions)
+    assert online.attribute_names == cached.attribute_names and online.keys == cached.keys
+    for one, other in zip(
+        *(each.attributes(np.arange(36)) for each in (online, cached)), strict=True
+    ):
+        assert np.array_equal(one, other)
     assert online.index.equals(cached.index)
     assert online.tokenizer().channels == cached.tokenizer().channels
     assert online.text_encoder().width == cached.text_encoder().width

@@ -2,7 +2,6 @@ import json
 import os
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -87,21 +86,22 @@ def test_phases_train_save_and_draw(encoded, tmp_path, drawn):
     first = train(encoded, tmp_path, tracker=Keeper())
     assert first["images"] >= 96 and first["final"]["loss"] > 0
     assert sum(first["sampling"]["rungs"].values()) == first["images"]
+    assert set(first["sampling"]["kinds"]) == {"notion", "style", "source"}
+    assert sum(first["coverage"]["drawn"]) == 36
+    assert first["coverage"]["attributes"]["notion"]["attributes"] == 3
     assert len([k for k in kept if k[0] and "train/flow" in k[-1]]) == 4
     assert any(k[0] and str(k[0]).startswith("phase1-step-") and k[1] == "samples" for k in kept)
     assert not (tmp_path / "resume").joinpath("phase1").exists()
 
-    keys = pd.read_parquet(encoded / "index.parquet")["key"]
-    critic = tmp_path / "critic"
+    opened, critic = EncodedSet.open(encoded), tmp_path / "critic"
     critic.mkdir()
-    scores = [0.9 if i % 2 else 0.1 for i in range(len(keys))]
-    pd.DataFrame({"key": keys, "score": scores}).to_parquet(critic / "scores.parquet")
-    write_json(critic / "config.json", {"drops": True})
+    np.save(critic / "scores.npy", np.tile(np.float32([0.1, 0.9]), len(opened) // 2))
+    write_json(critic / "config.json", {"drops": True, "keys": opened.keys})
     second = train(encoded, tmp_path, "phase2", init=tmp_path / "states" / "phase1", critic=critic)
     assert second["images_total"] == first["images"] + second["images"]
     assert second["dropped_by_critic"] > 0.2
     # The ledger of both phases counts every sample as often as it was drawn.
-    counts = np.bincount(np.concatenate(drawn), minlength=len(keys))
+    counts = np.bincount(np.concatenate(drawn), minlength=len(opened))
     ledger = Ledger.load(tmp_path / "states" / "phase2" / "ledger")
     assert counts.sum() == second["images_total"] and (ledger.drawn == counts).all()
     pipe = DJEPAPipeline.from_pretrained(tmp_path / "models" / "phase2")

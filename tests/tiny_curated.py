@@ -47,9 +47,12 @@ def write_curated(folder: Path, count: int = 36) -> Path:
                         "height": height,
                         **{f"notion_{name}": name == color for name in CAPTIONS},
                         "notion_words": [color, "circle"],
+                        "source": "studio" if number % 4 else "street",
                     }
                 )
     pd.DataFrame(rows).to_parquet(folder / "manifest.parquet", index=False)
+    notions = {"notion": list(CAPTIONS), "kind": ["colour"] * len(CAPTIONS)}
+    pd.DataFrame(notions).to_parquet(folder / "notions.parquet", index=False)
     return folder
 
 
@@ -134,19 +137,22 @@ def tiny_params() -> dict[str, Any]:
                 "batch": 8,
                 "rungs": ["24x24", "24x16"],
                 "size": {"mean": 24, "std": 4, "low": 20, "high": 24},
+                "aspect": {"mean": 0.3, "std": 0.3, "low": 0, "high": 0.6},
             },
             "phase2": {
                 "images": 48,
                 "batch": 8,
                 "rungs": ["24x24", "32x32", "32x24"],
                 "size": {"mean": 28, "std": 4, "low": 24, "high": 32},
+                "aspect": {"mean": 0, "std": 0.3, "low": -0.6, "high": 0.6},
             },
         },
         "feedback": {
             "sampling": "statistical",
             "coin": "sample",
             "discard": 0.5,
-            "tempering": 0.0,
+            "targets": {"notion": 0.0},
+            "tolerance": 0.1,
             "most_dropped": 0.9,
         },
         "plan": {"caption_tokens": 4, "tokenizers": {}, "text_widths": {}},

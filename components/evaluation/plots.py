@@ -42,20 +42,42 @@ def score_plot(models: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
     plt.close(figure)
 
 
-def notion_plot(notions: Mapping[str, Mapping[str, float]], name: str, path: Path) -> None:
-    """Each notion's share in the set and in what was trained on, with the target."""
-    words = list(notions)
+def attribute_plot(values: Mapping[str, Mapping[str, float]], name: str, path: Path) -> None:
+    """Each attribute's share in the set and in what was trained on, with the target if any."""
+    words = list(values)[:40]  # the most frequent ones; more names would not be read
     at = np.arange(len(words))
     figure, axes = plt.subplots(figsize=(10, 3.6))
-    axes.bar(at - 0.2, [notions[w]["set"] for w in words], 0.4, label="in the set")
-    axes.bar(at + 0.2, [notions[w]["trained"] for w in words], 0.4, label="trained on")
-    axes.plot(at, [notions[w]["target"] for w in words], "k_", markersize=14, label="target")
+    axes.bar(at - 0.2, [values[w]["set"] for w in words], 0.4, label="in the set")
+    axes.bar(at + 0.2, [values[w]["trained"] for w in words], 0.4, label="trained on")
+    if all("target" in values[w] for w in words):
+        axes.plot(at, [values[w]["target"] for w in words], "k_", markersize=14, label="target")
     axes.set_xticks(at, words, rotation=60, ha="right", fontsize=8)
-    axes.set_ylabel("share of all notions")
-    axes.set_title(f"Statistical-analysis sampling, {name}", fontsize=10)
+    axes.set_ylabel("share of its kind")
+    axes.set_title(f"Statistical-analysis sampling: {name}", fontsize=10)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def coverage_plot(coverage: Mapping[str, Any], name: str, path: Path) -> None:
+    """How often samples were drawn, and the notions of which the samples were drawn least."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
+    drawn = coverage["drawn"]
+    left.bar(range(len(drawn)), drawn, 0.9, color=["tab:red"] + ["tab:blue"] * (len(drawn) - 1))
+    left.set_xlabel("times trained on")
+    left.set_ylabel("samples")
+    left.set_title(f"never: {coverage['never']} of {coverage['samples']}", fontsize=10)
+    least = coverage["attributes"]["notion"]["least"]
+    right.barh(range(len(least)), [notion["draws_a_sample"] for notion in least.values()])
+    right.set_yticks(range(len(least)), list(least), fontsize=8)
+    right.invert_yaxis()
+    right.set_xlabel("draws a sample")
+    right.set_title("notions drawn least", fontsize=10)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"Coverage, {name}", fontsize=10)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

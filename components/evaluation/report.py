@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import UserError
-from components.evaluation.plots import curve_plot, notion_plot, score_plot
+from components.evaluation.plots import attribute_plot, coverage_plot, curve_plot, score_plot
 from components.files import atomic_file, atomic_folder, read_json, write_json
 from components.scenes.tasks import TASKS
 from components.tracking import Tracker
@@ -226,10 +226,14 @@ def report(
             if values.get("history"):
                 curve_plot(values["history"], model, folder / f"curves-{model}.png")
                 pictures.append((f"Training, {model}", plots_out / f"curves-{model}.png"))
-            notions = values.get("sampling", {}).get("notions")
-            if notions:
-                notion_plot(notions, model, folder / f"notions-{model}.png")
-                pictures.append((f"Notions, {model}", plots_out / f"notions-{model}.png"))
+            for kind, figures in values.get("sampling", {}).get("kinds", {}).items():
+                if len(figures["values"]) > 1:
+                    file = f"{kind}s-{model}.png"
+                    attribute_plot(figures["values"], f"{kind}s, {model}", folder / file)
+                    pictures.append((f"{kind.title()}s, {model}", plots_out / file))
+            if values.get("coverage"):
+                coverage_plot(values["coverage"], model, folder / f"coverage-{model}.png")
+                pictures.append((f"Coverage, {model}", plots_out / f"coverage-{model}.png"))
     for name in models(found):
         pictures.append((f"Pictures, {name}", metrics.parent / "samples" / name / "grid.png"))
     # A history without known curves has no plot, and the grids may be elsewhere.

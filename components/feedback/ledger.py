@@ -1,41 +1,45 @@
-"""Coverage ledger: how often each sample was trained on, kept across resumes.
+"""Coverage ledger: how often each sample was trained on, kept across resumes and phases.
 
 The paper (section 3.1, b) names the loss of track of trained indices on a resume as a cause
 of losing the long tail. One byte a sample, saturating at 255, a file a shard.
+
+`djepa never-drawn states/r1` prints the keys of all samples that were never drawn.
 """
 
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from components.errors import UserError
 from components.files import atomic_folder, read_json, write_json
 
+if TYPE_CHECKING:  # it imports torch
+    from components.tokens.encoded import EncodedSet
+
 FULL = np.iinfo(np.uint8).max
+CHUNK = 1 << 20  # samples gone through at a time
+WORST = 10  # shards and attributes that the report names
+KEYS = 20  # samples never drawn that the report names
 
 
 class Ledger:
-    """Counts draws of sample ids 0 … n-1; `shards` gives the samples of each shard in id order."""
+    """Counts draws of sample ids 0 … n-1; `shards` gives the samples of each shard in id order.
 
-    def __init__(self, shards: Mapping[str, int]) -> None:
+    The counts, `drawn` (n,) uint8, lie in a nameless file in `folder` (the system's folder for
+    temporary files by default), which the system removes with the ledger: n may exceed memory.
+    """
+
+    def __init__(self, shards: Mapping[str, int], folder: Path | None = None) -> None:
         self.shards = {str(name): int(count) for name, count in shards.items()}
-        self.drawn = np.zeros(sum(self.shards.values()), np.uint8)
-
-    @classmethod
-    def of(cls, shard_of_sample: Sequence[str]) -> "Ledger":
-        """Make one from the shard (n,) of each sample, as the encoded index lists them.
-
-        ValueError when the samples of a shard do not follow one another.
-        """
-        names = np.asarray(shard_of_sample, dtype=str)
-        starts = np.flatnonzero(np.r_[len(names) > 0, names[1:] != names[:-1]])
-        counts = np.diff(np.r_[starts, len(names)]).astype(int)
-        shards = {str(names[s]): int(c) for s, c in zip(starts, counts, strict=True)}
-        if len(shards) != len(starts):
-            raise ValueError("the samples of each shard must follow one another")
-        return cls(shards)
+        n = sum(self.shards.values())
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.truncate(max(n, 1))  # sparse: blocks come with the first draw
+            self.drawn = np.memmap(file, np.uint8, "r+", shape=max(n, 1))[:n]
 
     def add(self, ids: np.ndarray) -> None:
         """Count a batch of sample ids (B,); an id may occur more than once."""
@@ -43,48 +47,121 @@ class Ledger:
         room = FULL - self.drawn[unique]
         self.drawn[unique] += np.minimum(times, room).astype(np.uint8)
 
+    def by_shard(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Each shard with the counts of its samples."""
+        start = 0
+        for name, count in self.shards.items():
+            yield name, self.drawn[start : start + count]
+            start += count
+
     def save(self, folder: Path) -> None:
         """Write index.json and {shard}.npy (uint8), all or nothing."""
         with atomic_folder(folder) as new:
-            start = 0
-            for name, count in self.shards.items():
-                np.save(new / f"{name}.npy", self.drawn[start : start + count])
-                start += count
+            for name, counts in self.by_shard():
+                np.save(new / f"{name}.npy", counts)
             write_json(new / "index.json", self.shards)
 
     @classmethod
-    def load(cls, folder: Path) -> "Ledger":
-        """Read what `save` wrote. UserError when a shard is missing or of another length."""
+    def load(cls, folder: Path, working: Path | None = None) -> "Ledger":
+        """Read what `save` wrote; `working` is the folder of its own counts.
+
+        UserError when a shard is missing or of another length.
+        """
         folder = Path(folder)
-        ledger = cls(read_json(folder / "index.json"))
-        start = 0
-        for name, count in ledger.shards.items():
+        ledger = cls(read_json(folder / "index.json"), working)
+        for name, counts in ledger.by_shard():
             path = folder / f"{name}.npy"
-            counts = np.load(path, allow_pickle=False) if path.is_file() else np.zeros(0, np.uint8)
-            if counts.shape != (count,) or counts.dtype != np.uint8:
+            try:
+                saved = np.load(path, allow_pickle=False)
+            except (OSError, ValueError, EOFError):
+                saved = np.zeros(0)
+            if saved.shape != counts.shape or saved.dtype != np.uint8:
                 raise UserError(
-                    f"The coverage ledger {path} does not hold the {count} counts of its index; "
-                    "delete the folder to start counting again."
+                    f"The coverage ledger {path} does not hold the {len(counts)} counts of its "
+                    "index; delete the folder to start counting again."
                 )
-            ledger.drawn[start : start + count] = counts
-            start += count
+            counts[:] = saved
         return ledger
 
+    def never(self) -> Iterator[np.ndarray]:
+        """Ids (int64, ascending) of the samples never drawn, some at a time."""
+        for start in range(0, len(self.drawn), CHUNK):
+            yield start + np.flatnonzero(self.drawn[start : start + CHUNK] == 0)
+
     def report(self) -> dict[str, Any]:
-        """Figures of coverage: the tail never drawn, in all and in the shards where it is worst."""
-        n = max(len(self.drawn), 1)
-        never, start = {}, 0
-        for name, count in self.shards.items():
-            never[name] = int((self.drawn[start : start + count] == 0).sum())
-            start += count
-        worst = sorted(never, key=lambda name: -never[name] / max(self.shards[name], 1))[:10]
-        times = np.bincount(self.drawn, minlength=5)
+        """Figures of coverage: the tail never drawn, in all and in the shards where it is worst.
+
+        `drawn`: how many samples were drawn 0, 1, 2, … times.
+        """
+        times = np.zeros(FULL + 1, np.int64)
+        shares = {}
+        for name, counts in self.by_shard():
+            before = times[0]
+            for start in range(0, len(counts), CHUNK):
+                times += np.bincount(counts[start : start + CHUNK], minlength=FULL + 1)
+            shares[name] = float((times[0] - before) / max(len(counts), 1))
+        worst = sorted(shares, key=lambda name: -shares[name])[:WORST]
+        most = int(np.flatnonzero(times).max(initial=0))
         return {
             "samples": len(self.drawn),
             "never": int(times[0]),
-            "never_share": float(times[0] / n),
+            "never_share": float(times[0] / max(len(self.drawn), 1)),
             "times": {**{str(t): int(times[t]) for t in range(4)}, "4+": int(times[4:].sum())},
-            "most": int(self.drawn.max(initial=0)),
-            "saturated": int((self.drawn == FULL).sum()),
-            "worst_shards": {name: never[name] / max(self.shards[name], 1) for name in worst},
+            "drawn": times[: most + 1].tolist(),
+            "most": most,
+            "saturated": int(times[FULL]),
+            "worst_shards": {name: shares[name] for name in worst},
         }
+
+
+def coverage(ledger: Ledger, encoded: "EncodedSet") -> dict[str, Any]:
+    """`Ledger.report`, and whose samples were drawn least: attributes by kind, and keys.
+
+    `attributes`: by kind how many of its attributes occur in the set, how many of those no draw
+    had, and the WORST of least draws a sample. `never_keys`: the first KEYS samples never drawn.
+    """
+    counts = encoded.attribute_counts
+    draws, never = np.zeros(len(counts)), np.zeros(len(counts), np.int64)
+    for start in range(0, len(ledger.drawn), CHUNK):
+        drawn = np.asarray(ledger.drawn[start : start + CHUNK])
+        values, offsets = encoded.attributes(np.arange(start, start + len(drawn)))
+        times = np.repeat(drawn, np.diff(offsets))
+        draws += np.bincount(values, times, len(counts))
+        never += np.bincount(values[times == 0], minlength=len(counts))
+    kinds, start = {}, 0
+    for kind, names in encoded.attribute_names.items():
+        ids = start + np.flatnonzero(counts[start : start + len(names)])
+        ids = ids[np.argsort(draws[ids] / counts[ids], kind="stable")]
+        kinds[kind] = {
+            "attributes": len(ids),
+            "never": int((draws[ids] == 0).sum()),
+            "least": {
+                names[i - start]: {
+                    "samples": int(counts[i]),
+                    "never": int(never[i]),
+                    "draws_a_sample": float(draws[i] / counts[i]),
+                }
+                for i in ids[:WORST].tolist()
+            },
+        }
+        start += len(names)
+    first: list[int] = []
+    for ids in ledger.never():
+        first += ids[: KEYS - len(first)].tolist()
+        if len(first) == KEYS:
+            break
+    return ledger.report() | {"attributes": kinds, "never_keys": encoded.keys_of(first)}
+
+
+def never_drawn(state: Path, encoded: "EncodedSet") -> Iterator[str]:
+    """Keys of all samples that the training state `state` was never trained on.
+
+    UserError for a state without a ledger, or of another encoded set.
+    """
+    if not (state / "ledger" / "index.json").is_file():
+        raise UserError(f"{state} is no training state with a ledger; name one such as states/r1.")
+    ledger = Ledger.load(state / "ledger")
+    if ledger.shards != encoded.shards:
+        raise UserError(f"{state} was trained on other samples than {encoded.folder} has.")
+    for ids in ledger.never():
+        yield from encoded.keys_of(ids)

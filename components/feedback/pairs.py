@@ -143,7 +143,10 @@ def draw_or_read(
         seed = int(params["seed"])
         # Other prompts than the references': the seed of the choice differs.
         prompts = cover(
-            training_prompts(world), encoded.notion_names, int(settings["prompts"]), seed + 1
+            training_prompts(world),
+            encoded.attribute_names["notion"],
+            int(settings["prompts"]),
+            seed + 1,
         )
         size = rung_size(settings["size"])
         judged = list(

@@ -75,7 +75,10 @@ def _references(
             f"Round {round_name!r} is not in feedback.rounds; add it in params/feedback."
         )
     prompts = cover(
-        training_prompts(world), encoded.notion_names, int(settings["prompts"]), int(params["seed"])
+        training_prompts(world),
+        encoded.attribute_names["notion"],
+        int(settings["prompts"]),
+        int(params["seed"]),
     )
     size = rung_size(settings["size"])
     # Other rounds get other seeds: a refreshed critic is to see new pictures.

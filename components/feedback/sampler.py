@@ -2,99 +2,75 @@
 
 Paper, section 3.1. Each accepted sample goes through, in this order:
 
-1. a target size (longer side, px) from trunc_norm; the phase's nearest rungs are taken,
-   and candidates that reach none of them are redrawn, the target being kept;
-2. notions: a candidate with notions above their target share of everything trained on so
-   far may be discarded (`coin`);
-3. the critic (section 3.2, second phase): dropped with the probability that the model
+1. transformable attributes: longer side and aspect from trunc_norm give a target rung;
+2. a candidate is drawn uniformly from the samples that reach this rung. That is the same
+   distribution as drawing from all samples and drawing again until one can be transformed to
+   the target without loss, and costs nothing when few of them can;
+3. non-transformable attributes (notions, style, source): a candidate with some of them above
+   their target share of everything trained on so far may be discarded (`coin`);
+4. the critic (section 3.2, second phase): dropped with the probability that the model
    already does it well.
 
-Accepted samples wait in one queue a rung; a full queue is a batch. So sizes follow
-trunc_norm exactly whatever the notions and the critic discard, and a batch has one rung.
-A pack takes samples of all rungs as they were accepted, up to the area of such a batch.
-Candidates are drawn in blocks, and the statistics are those of the batches handed out.
+A target is kept until a candidate meets it, so sizes and aspects follow trunc_norm exactly,
+whatever is discarded. Accepted samples wait until those of one rung fill a batch; a pack takes
+samples of all rungs as they were accepted, up to the area of such a batch. Candidates are drawn
+in blocks, and the statistics are those of the batches handed out. Memory holds counts by
+attribute and two blocks of ids, whatever the number of samples.
 """
 
+import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from scipy.special import ndtr, ndtri
 
 from components.errors import UserError
+from components.feedback.sizes import TargetRungs
+from components.feedback.targets import Targets, evenness
+from components.files import hash_of
 
 # Candidates drawn in vain, one after another, before the settings are called impossible.
 HOPELESS = 1_000_000
+SHOWN = 100  # values of a kind, and unmet targets, that the report lists
 
 
 class EncodedView(Protocol):
-    """What the sampler needs to know of an encoded set of n samples and k notions."""
+    """What the sampler needs to know of an encoded set of n samples and k attributes.
+
+    `attribute_names` has the names by kind; ids of attributes count through the kinds in order.
+    `attribute_counts` (k,) says how many samples have each. `rungs`: width and height in px.
+    """
 
     @property
-    def notions(self) -> np.ndarray:
-        """Whether each sample has each notion, (n, k) bool."""
-
+    def attribute_names(self) -> Mapping[str, Sequence[str]]: ...  # noqa: D102
     @property
-    def notion_names(self) -> Sequence[str]:
-        """Names of the k notions."""
-
+    def attribute_counts(self) -> np.ndarray: ...  # noqa: D102
     @property
-    def rungs(self) -> Mapping[str, tuple[int, int]]:
-        """Width and height in px of each rung by name."""
+    def rungs(self) -> Mapping[str, tuple[int, int]]: ...  # noqa: D102
+
+    def __len__(self) -> int: ...
 
     def rows(self, rung: str) -> np.ndarray:
-        """Sample ids, int64, that reach the rung."""
+        """Sample ids, int64, that reach the rung; asked for in blocks, so it may be mapped."""
 
-
-def trunc_norm(
-    rng: np.random.Generator, mean: float, std: float, low: float, high: float, count: int
-) -> np.ndarray:
-    """Draw (count,) float64 from a normal distribution cut to [low, high].
-
-    `low` and `high` are absolute bounds in the unit of `mean` (paper, section 3.1), not
-    standard deviations from it as scipy's are. A `std` of 0 gives the mean, clipped.
-    """
-    if not low <= high or std < 0:
-        raise UserError(
-            f"size: low {low} must not exceed high {high}, nor std {std} be below 0; "
-            "correct `size` of this phase in params/training or params/scale."
-        )
-    uniform = rng.random(count)
-    if std == 0 or low == high:
-        return np.full(count, float(np.clip(mean, low, high)))
-    a, b = (low - mean) / std, (high - mean) / std
-    # The lower tail keeps its digits, the upper one does not: mirror when above the mean.
-    sign = -1.0 if a > 0 else 1.0
-    if a > 0:
-        a, b = -b, -a
-    pa, pb = ndtr(a), ndtr(b)
-    drawn = ndtri(pa + uniform * (pb - pa)) if pb > pa else np.full(count, b)
-    return np.clip(mean + sign * std * drawn, low, high)
-
-
-def target_shares(counts: np.ndarray, tempering: float) -> np.ndarray:
-    """Target share (k,) of each notion among all occurrences of notions.
-
-    `counts` (k,) is how often each occurs in the set. Shares go with counts^tempering: 0
-    is uniform over the notions that occur, 1 the set's own distribution.
-    """
-    present = counts > 0
-    weights = np.where(present, np.power(np.maximum(counts, 1), float(tempering)), 0.0)
-    return weights / max(weights.sum(), 1e-300)
+    def attributes(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Attribute ids of samples (m,), end to end, and offsets (m + 1,) into them."""
 
 
 class StatisticalSampler:
     """Draws batches of sample ids, each batch of one rung, and keeps live statistics.
 
     `params` is the whole parameter tree; of `training[phase]` it reads `rungs` (names),
-    `size` {mean, std, low, high} (px, longer side) and `batch` (images of a batch at the
-    phase's first rung: a larger rung gets fewer by its area, so that the number of tokens
-    in a batch stays the same); of `feedback` `sampling`, `coin`, `discard`, `tempering`,
-    `most_dropped`. `critic_scores` (n,) is each sample's probability that the model does
-    it well already, or None. Batches come from `next_batch`, or with `packs` from `next_pack`.
-    `most_area` (px) is what of a larger picture is trained on, and what it counts in a batch.
-    Raises UserError for settings that cannot be met.
+    `size` and `aspect` {mean, std, low, high} (longer side in px, log2 of width / height),
+    `batch` (images of a batch at the phase's first rung: a larger rung gets fewer by its area,
+    so that the number of tokens in a batch stays the same); of `feedback` `sampling`
+    (statistical, or uniform: no discards by attributes), `coin`, `discard`, `targets`,
+    `tolerance` (see `Targets`), `most_dropped`. `critic_scores` (n,) is each sample's
+    probability that the model does it well already, memory-mapped as it may be, or None.
+    Batches come from `next_batch`, or with `packs` from `next_pack`. `most_area` (px) is what
+    of a larger picture is trained on, and what it counts in a batch.
+    Raises UserError for settings that cannot be meant; a target that cannot be met is reported.
     """
 
     def __init__(
@@ -118,82 +94,71 @@ class StatisticalSampler:
                     f"feedback.{name} is {value!r}; set it to {' or '.join(known)} "
                     "in params/feedback/default.yaml."
                 )
-        self.discard = float(feedback["discard"])
-        self.size = {key: float(settings["size"][key]) for key in ("mean", "std", "low", "high")}
-        self.notions = encoded.notions
-        self.notion_names = list(encoded.notion_names)
-        self.n, self.k = self.notions.shape
-        self._set_rungs(encoded, list(settings["rungs"]), int(settings["batch"]), most_area)
-        self.set_counts = self.notions.sum(axis=0, dtype=np.int64)
-        self.target = target_shares(self.set_counts, feedback["tempering"])
-        self.drop = None
-        if critic_scores is not None:
-            if len(critic_scores) != self.n or not np.isfinite(critic_scores).all():
-                raise UserError(
-                    f"The critic's scores are {len(critic_scores)} for {self.n} encoded samples, "
-                    "or some are no number; run the critic stage again on this curated set."
-                )
-            self.drop = np.clip(np.asarray(critic_scores, float), 0, feedback["most_dropped"])
+        self.encoded, self.n = encoded, len(encoded)
+        self.discard, self.tolerance = float(feedback["discard"]), float(feedback["tolerance"])
+        self.targets = Targets(
+            encoded.attribute_names, encoded.attribute_counts, feedback["targets"]
+        )
+        self._set_rungs(list(settings["rungs"]), int(settings["batch"]), most_area)
+        self.law = TargetRungs(self.sizes, settings["size"], settings["aspect"])
+        self.scores, self.most_dropped = critic_scores, float(feedback["most_dropped"])
+        if critic_scores is not None and len(critic_scores) != self.n:
+            raise UserError(
+                f"The critic's scores are {len(critic_scores)} for {self.n} encoded samples; "
+                "run the critic stage again on this curated set."
+            )
         self.rng = np.random.default_rng([int(seed), zlib.crc32(phase.encode())])
-        self.counts = np.zeros(self.k, np.int64)  # of each notion in the batches handed out
-        self.trained = np.zeros(len(self.names), np.int64)  # samples handed out by rung
-        self.tally = dict.fromkeys(("drawn", "size", "notion", "critic", "accepted"), 0)
-        self.queues: list[list[int]] = [[] for _ in self.names]
+        # Of the batches handed out: occurrences of each attribute, and of each kind; samples.
+        self.counts = np.zeros(len(self.targets.kind_of), np.int64)
+        self.totals = np.zeros(len(self.targets.kinds), np.int64)
+        self.trained = np.zeros(len(self.names), np.int64)
+        self.tally = dict.fromkeys(("drawn", "attributes", "critic", "accepted"), 0)
         self.packs = packs
-        self.order: list[int] = []  # for packs: rungs of the queued samples as they were accepted
-        self.pending = np.zeros(0, np.int64)  # targets (index of a longer side) not yet met
+        # Accepted samples and their rungs, in the order in which they were accepted.
+        self.waiting, self.waiting_rung = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        self.pending = np.zeros(0, np.int64)  # rungs drawn as targets, not yet met
 
-    def _set_rungs(
-        self, encoded: EncodedView, names: list[str], batch: int, most_area: float
-    ) -> None:
-        unknown = [name for name in names if name not in encoded.rungs]
+    def _set_rungs(self, names: list[str], batch: int, most_area: float) -> None:
+        rungs = self.encoded.rungs
+        unknown = [name for name in names if name not in rungs]
         if unknown or not names or batch < 1:
             raise UserError(
                 f"training.{self.phase}: rungs {unknown or names} with batch {batch} cannot be "
-                f"sampled; the encoded set has {', '.join(encoded.rungs)}; correct params/training."
+                f"sampled; the encoded set has {', '.join(rungs)}; correct params/training."
             )
-        self.names = names
-        sides = np.array([max(encoded.rungs[name]) for name in names])
-        areas = np.array([np.prod(encoded.rungs[name]) for name in names], float)
-        areas = np.minimum(areas, most_area)
+        self.names, self.sizes = names, [rungs[name] for name in names]
+        self.rows = [self.encoded.rows(name) for name in names]
+        self.reach = np.array([len(rows) for rows in self.rows])
+        if not self.reach.all():
+            empty = [name for name, count in zip(names, self.reach, strict=True) if not count]
+            raise UserError(
+                f"training.{self.phase}.rungs: no encoded sample reaches {', '.join(empty)}; "
+                "take these rungs out or encode larger pictures."
+            )
+        areas = np.minimum(np.array([w * h for w, h in self.sizes], float), most_area)
         self.batch = np.maximum(1, np.round(batch * areas[0] / areas)).astype(int)
         self.areas, self.room = areas, batch * areas[0]  # px: of a rung, and of a pack
         self.block = int(np.clip(4 * self.batch.max(), 256, 4096))
-        self.sides, side_of_rung = np.unique(sides, return_inverse=True)  # px, ascending
-        self.member = np.zeros((self.n, len(names)), bool)
-        for j, name in enumerate(names):
-            self.member[encoded.rows(name), j] = True
-        # (sides, rungs): the rungs that a target of this side may be met by
-        self.of_side = np.arange(len(self.sides))[:, None] == side_of_rung[None, :]
-        empty = [
-            int(s)
-            for s, of in zip(self.sides, self.of_side, strict=True)
-            if not self.member[:, of].any()
-        ]
-        if empty:
-            raise UserError(
-                f"training.{self.phase}.rungs: no encoded sample reaches {empty} px; "
-                "take these rungs out or encode larger pictures."
-            )
 
     def next_batch(self) -> tuple[str, np.ndarray]:
         """Return (rung name, sample ids int64 (B,)) and count them as trained on."""
-        self._fill(lambda: any(len(q) >= b for q, b in zip(self.queues, self.batch, strict=True)))
-        fullness = [len(q) / b for q, b in zip(self.queues, self.batch, strict=True)]
-        j = int(np.argmax(fullness))
-        return self.names[j], self._take(j, int(self.batch[j]))
+        self._fill(lambda: bool((self._fullness() >= 1).any()))
+        j = int(np.argmax(self._fullness()))
+        return self.names[j], self._take(np.flatnonzero(self.waiting_rung == j)[: self.batch[j]])[1]
 
     def next_pack(self) -> list[tuple[str, np.ndarray]]:
         """Return (rung name, sample ids) of every rung in the pack and count them as trained on.
 
         Their areas add up to at most that of a batch of the first rung; one sample at least.
         """
-        self._fill(lambda: sum(self.areas[j] for j in self.order) > self.room)
-        area, count = self.areas[self.order[0]], 1
-        while area + self.areas[self.order[count]] <= self.room:
-            area, count = area + self.areas[self.order[count]], count + 1
-        taken, self.order = self.order[:count], self.order[count:]
-        return [(self.names[j], self._take(j, taken.count(j))) for j in sorted(set(taken))]
+        self._fill(lambda: self.areas[self.waiting_rung].sum() > self.room)
+        areas = np.cumsum(self.areas[self.waiting_rung])
+        count = max(1, int(np.searchsorted(areas, self.room, side="right")))
+        rungs, ids = self._take(np.arange(count))
+        return [(self.names[j], ids[rungs == j]) for j in np.unique(rungs)]
+
+    def _fullness(self) -> np.ndarray:
+        return np.bincount(self.waiting_rung, minlength=len(self.names)) / self.batch
 
     def _fill(self, enough: Callable[[], bool]) -> None:
         in_vain = 0
@@ -207,116 +172,162 @@ class StatisticalSampler:
                     "lower feedback.discard or feedback.most_dropped, or drop the rarest rungs."
                 )
 
-    def _take(self, j: int, count: int) -> np.ndarray:
-        ids = np.array(self.queues[j][:count], np.int64)
-        del self.queues[j][:count]
-        self.counts += self.notions[ids].sum(axis=0, dtype=np.int64)
-        self.trained[j] += len(ids)
-        return ids
+    def _take(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Take samples from those waiting and count them; gives their rungs and ids."""
+        ids, rungs = self.waiting[places], self.waiting_rung[places]
+        self.waiting = np.delete(self.waiting, places)
+        self.waiting_rung = np.delete(self.waiting_rung, places)
+        values, _ = self.encoded.attributes(ids)
+        np.add.at(self.counts, values, 1)
+        self.totals += np.bincount(self.targets.kind_of[values], minlength=len(self.totals))
+        self.trained += np.bincount(rungs, minlength=len(self.trained))
+        return rungs, ids
 
     def _draw(self) -> None:
         """Draw one block of candidates, one for each pending target; queue the accepted."""
         new = self.block - len(self.pending)
-        if new:
-            sizes = trunc_norm(self.rng, **self.size, count=new)
-            nearest = np.abs(sizes[:, None] - self.sides[None, :]).argmin(axis=1)
-            self.pending = np.concatenate([self.pending, nearest])
-        ids = self.rng.integers(self.n, size=self.block)
-        allowed = self.member[ids] & self.of_side[self.pending]
-        # Where several rungs of one side hold the sample, any of them with equal chance.
-        rung = (allowed * (1.0 - self.rng.random(allowed.shape))).argmax(axis=1)
-        reached = allowed.any(axis=1)
-        kept = reached.copy()
+        self.pending = np.concatenate([self.pending, self.law.draw(self.rng, new)])
+        places = self.rng.integers(self.reach[self.pending])
+        ids = np.zeros(self.block, np.int64)
+        for j in np.unique(self.pending):
+            here = self.pending == j
+            ids[here] = self.rows[j][places[here]]
+        kept = np.ones(self.block, bool)
         if self.sampling == "statistical":
-            kept &= self.rng.random(self.block) >= self.discard_probability(ids)
-        passed = kept.copy()
-        if self.drop is not None:
-            passed &= self.rng.random(self.block) >= self.drop[ids]
+            kept = self.rng.random(self.block) >= self.discard_probability(ids)
+        passed = kept
+        if self.scores is not None:
+            passed = kept & (self.rng.random(self.block) >= self._drop_probability(ids))
         self.tally["drawn"] += self.block
-        self.tally["size"] += int(self.block - reached.sum())
-        self.tally["notion"] += int(reached.sum() - kept.sum())
+        self.tally["attributes"] += int(self.block - kept.sum())
         self.tally["critic"] += int(kept.sum() - passed.sum())
         self.tally["accepted"] += int(passed.sum())
-        for sample, j in zip(ids[passed].tolist(), rung[passed].tolist(), strict=True):
-            self.queues[j].append(sample)
-        if self.packs:
-            self.order += rung[passed].tolist()
+        self.waiting = np.concatenate([self.waiting, ids[passed]])
+        self.waiting_rung = np.concatenate([self.waiting_rung, self.pending[passed]])
         self.pending = self.pending[~passed]
 
     def discard_probability(self, ids: np.ndarray) -> np.ndarray:
-        """Probability (m,) that each candidate is discarded for its notions.
+        """Probability (m,) that each candidate is discarded for its attributes.
 
-        With a of a sample's m notions above their target share and p = `discard`: `notion`
-        throws a coin for each of the a, 1 - (1 - p)^a, which the paper's wording gives and
-        which pushes captions of many notions down; `sample` throws one coin with p·a/m.
+        With a of a sample's m steered attributes above their target share, and p = `discard`:
+        `notion` throws a coin for each of the a, 1 - (1 - p)^a, which is the paper's wording
+        ("a sample whose attribute is above its frequency is discarded with 50 %") and pushes
+        captions of many notions down; `sample` is ours and throws one coin with p·a/m. A sample
+        without any steered attribute is never discarded.
         """
-        total = self.counts.sum()
-        if not total:
-            return np.zeros(len(ids))
-        has = self.notions[ids]
-        above = (has & (self.counts > self.target * total)).sum(axis=1)
+        targets = self.targets
+        values, offsets = self.encoded.attributes(ids)
+        bar = targets.bar[values]
+        over = self.counts[values] > bar * self.totals[targets.kind_of[values]]
+        # Sums by sample: differences of running sums, which samples without attributes do not
+        # disturb as they would np.add.reduceat.
+        ends = offsets[1:], offsets[:-1]
+        running = np.concatenate([np.zeros(1, np.int64), np.cumsum(over)])
+        above = running[ends[0]] - running[ends[1]]
         if self.coin == "notion":
             return 1.0 - (1.0 - self.discard) ** above
-        return self.discard * above / np.maximum(has.sum(axis=1), 1)
+        running = np.concatenate([np.zeros(1, np.int64), np.cumsum(targets.steered[values])])
+        steered = running[ends[0]] - running[ends[1]]
+        return self.discard * above / np.maximum(steered, 1)
+
+    def _drop_probability(self, ids: np.ndarray) -> np.ndarray:
+        """Probability (m,) that the critic drops each candidate."""
+        assert self.scores is not None
+        scores = np.asarray(self.scores[ids], float)
+        if not np.isfinite(scores).all():
+            raise UserError(
+                "Some of the critic's scores are no number; run the critic stage again on this "
+                "curated set."
+            )
+        return np.clip(scores, 0, self.most_dropped)
+
+    def _identity(self) -> dict[str, Any]:
+        names = hash_of({kind: list(names) for kind, names in self.targets.names.items()})
+        return {"phase": self.phase, "attributes": names, "rungs": self.names, "samples": self.n}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next draws depend on, as plain JSON values."""
         return {
-            "phase": self.phase,
-            "notion_names": self.notion_names,
-            "rungs": self.names,
-            "samples": self.n,
+            **self._identity(),
             "rng": self.rng.bit_generator.state,
             "counts": self.counts.tolist(),
             "trained": self.trained.tolist(),
             "tally": dict(self.tally),
-            "queues": [list(queue) for queue in self.queues],
-            "order": list(self.order),
+            "waiting": self.waiting.tolist(),
+            "waiting_rung": self.waiting_rung.tolist(),
             "pending": self.pending.tolist(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on exactly where `state` was taken. UserError if it is of another set or phase."""
-        mine = (self.phase, self.notion_names, self.names, self.n)
-        if mine != tuple(state[key] for key in ("phase", "notion_names", "rungs", "samples")):
+        if any(state.get(key) != value for key, value in self._identity().items()):
             raise UserError(
                 f"The saved sampler state is of another encoded set, phase or rung list than "
                 f"{self.phase} has now; delete the resume snapshot to start this phase again."
             )
         self.rng.bit_generator.state = state["rng"]
-        self.counts = np.array(state["counts"], np.int64)
-        self.trained = np.array(state["trained"], np.int64)
         self.tally = dict(state["tally"])
-        self.queues = [list(queue) for queue in state["queues"]]
-        self.order = list(state["order"])
-        self.pending = np.array(state["pending"], np.int64)
+        for name in ("counts", "trained", "waiting", "waiting_rung", "pending"):
+            setattr(self, name, np.array(state[name], np.int64))
+        kinds = self.targets.kind_of
+        self.totals = np.bincount(kinds, self.counts, len(self.totals)).astype(np.int64)
 
     def report(self) -> dict[str, Any]:
-        """Figures of the sampling so far.
+        """Figures of what was trained on so far, and of what was turned away.
 
-        Shares of notions are of all occurrences of notions: `set` before sampling, `trained`
-        in the batches handed out, `target`. `distance` is the total variation to the target.
+        `kinds`: of each kind of attributes whether it is steered, `distance`, the total variation
+        to its target of the set and of what was trained on; `evenness`, see there; and by
+        value its share of all occurrences of the kind: `set` before sampling, `trained`, `target`
+        (of the SHOWN most frequent ones in the set). `unmet`: the targets missed, see
+        `Targets.unmet`, the first SHOWN of `unmet_count`.
         """
-        before = self.set_counts / max(self.set_counts.sum(), 1)
-        after = self.counts / max(self.counts.sum(), 1)
-        passed = self.tally["accepted"] + self.tally["critic"]
+        accepted, critic = self.tally["accepted"], self.tally["critic"]
+        trained = int(self.trained.sum())
+        unmet = self.targets.unmet(self.counts, trained, self.tolerance)
+        sides, aspects = {}, {}
+        for (width, height), count in zip(self.sizes, self.trained.tolist(), strict=True):
+            common = math.gcd(width, height)
+            aspect = f"{width // common}:{height // common}"
+            sides[str(max(width, height))] = sides.get(str(max(width, height)), 0) + count
+            aspects[aspect] = aspects.get(aspect, 0) + count
         return {
             "phase": self.phase,
             "sampling": self.sampling,
             "coin": self.coin,
             "samples": self.n,
-            "trained": int(self.trained.sum()),
+            "trained": trained,
             "drawn": self.tally["drawn"],
-            "accepted": self.tally["accepted"],
-            "discarded": {key: self.tally[key] for key in ("size", "notion", "critic")},
-            "dropped_by_critic": self.tally["critic"] / max(passed, 1),
+            "accepted": accepted,
+            "accepted_share": accepted / max(self.tally["drawn"], 1),
+            "discarded": {key: self.tally[key] for key in ("attributes", "critic")},
+            "dropped_by_critic": critic / max(accepted + critic, 1),
             "rungs": dict(zip(self.names, self.trained.tolist(), strict=True)),
-            "distance": {
-                "set": float(np.abs(before - self.target).sum() / 2),
-                "trained": float(np.abs(after - self.target).sum() / 2),
-            },
-            "notions": {
-                name: {"set": float(b), "trained": float(a), "target": float(t)}
-                for name, b, a, t in zip(self.notion_names, before, after, self.target, strict=True)
-            },
+            "longer_sides": sides,
+            "aspects": aspects,
+            "kinds": {kind: self._kind_report(kind) for kind in self.targets.kinds},
+            "unmet_count": len(unmet),
+            "unmet": unmet[:SHOWN],
         }
+
+    def _kind_report(self, kind: str) -> dict[str, Any]:
+        place = self.targets.place[kind]
+        of_set, counts = self.targets.counts[place], self.counts[place]
+        before, after = (c / max(c.sum(), 1) for c in (of_set, counts))
+        steered, target = bool(self.targets.steered[place].any()), self.targets.share[place]
+        figures: dict[str, Any] = {
+            "steered": steered,
+            "occurrences": int(counts.sum()),
+            "evenness": {"set": evenness(of_set), "trained": evenness(counts)},
+        }
+        if steered:
+            figures["distance"] = {
+                "set": float(np.abs(before - target).sum() / 2),
+                "trained": float(np.abs(after - target).sum() / 2),
+            }
+        values = {}
+        for i in np.argsort(-of_set, kind="stable")[:SHOWN].tolist():
+            share = {"set": float(before[i]), "trained": float(after[i])}
+            values[self.targets.names[kind][i]] = share | (
+                {"target": float(target[i])} if steered else {}
+            )
+        return figures | {"values": values}

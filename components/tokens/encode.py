@@ -12,9 +12,10 @@ import torch
 from components.errors import UserError
 from components.files import atomic_folder, write_json
 from components.progress import Progress
-from components.tokens.encoded import SOURCE, EncodedSet
+from components.tokens.attributes import write_attributes
+from components.tokens.encoded import ATTRIBUTES, ROWS, SAMPLES, SOURCE, EncodedSet
 from components.tokens.online import PLACES
-from components.tokens.pictures import CuratedPictures, locate, read_manifest
+from components.tokens.pictures import CuratedPictures, keys_hash, locate, read_manifest
 from components.tokens.rungs import as_tensor, fitted, phase_rungs, reaching
 from components.tokens.stream import TensorStream
 from components.tokens.text import TextEncoder
@@ -63,10 +64,12 @@ def encode(
             f"No picture of {curated} reaches the rungs {', '.join(empty)}; take them out of "
             "params.training or curate larger pictures."
         )
-    reached = np.unique(np.concatenate(list(rows.values())))
+    in_any = np.zeros(len(manifest), bool)
+    for reached in rows.values():
+        in_any[reached] = True
     summary: dict[str, Any] = {
         "pictures": len(manifest),
-        "in_no_rung": len(manifest) - len(reached),
+        "in_no_rung": int((~in_any).sum()),
         "rungs": {name: len(rows[name]) for name in rungs},
     }
     batch_pixels = int(settings["batch_pixels"])
@@ -77,12 +80,20 @@ def encode(
         summary["variance_kept"] = kept
     with atomic_folder(out) as target:
         manifest.to_parquet(target / "index.parquet", index=False)
+        shards = manifest["shard"].astype(str).value_counts(sort=False)
+        keys = keys_hash(manifest["key"].astype(str))
+        listed = {"samples": len(manifest), "keys": keys, "shards": shards.to_dict()}
+        write_json(target / SAMPLES, listed)
+        write_attributes(target / ATTRIBUTES, curated, manifest)
+        (target / ROWS).mkdir()
+        for name, reached in rows.items():
+            np.save(target / ROWS / f"{name}.npy", reached)
         tokenizer.save_pretrained(target / "tokenizer")
         text.save_pretrained(target / "text_encoder")
         if params["data"]["encode"] == "online":
             places.to_parquet(target / PLACES, index=False)
             beside = os.path.relpath(curated.resolve(), out.resolve())
-            source = {"curated": beside, "rungs": list(rungs), "most_cropped": cropped}
+            source = {"curated": beside, "rungs": list(rungs)}
             write_json(target / SOURCE, source)
         else:
             batches = _batches("encode", pictures, rungs, rows, batch_pixels)

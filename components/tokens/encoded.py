@@ -3,41 +3,85 @@
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from components.errors import UserError
+from components.files import read_json
+from components.tokens.attributes import Attributes
 from components.tokens.rungs import rung_size as rung_size
 from components.tokens.text import TextEncoder, pad
 from components.tokens.tokenizer import ImageTokenizer
 
-NOTION = "notion_"
-WORDS = NOTION + "words"
 SOURCE = "source.json"  # in folders whose pictures are encoded when they are asked for
+SAMPLES, ATTRIBUTES, ROWS = "samples.json", "attributes", "rows"
 
 
 class EncodedSet(ABC):
     """Random access to what `encode` wrote; a sample's id is its row in `index`.
 
-    Tensors are on the CPU, whatever device they were made on.
+    What sampling asks for (attributes, rows) is memory-mapped. Tensors are on the CPU, whatever
+    device they were made on.
     """
 
     rungs: Mapping[str, tuple[int, int]]  # width and height in pixels by name
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.index = pd.read_parquet(folder / "index.parquet")
-        columns = [c for c in self.index.columns if c.startswith(NOTION) and c != WORDS]
-        self.notion_names: Sequence[str] = [column.removeprefix(NOTION) for column in columns]
-        self.notions = self.index[columns].to_numpy(dtype=bool).reshape(len(self.index), -1)
-        self._rows: dict[str, np.ndarray] = {}
+        if not (folder / SAMPLES).is_file() and (folder / "index.parquet").is_file():
+            raise UserError(
+                f"The encoded set in {folder} was written by an older version (it has no "
+                f"{SAMPLES}); run the stage encode again."
+            )
+        samples = read_json(folder / SAMPLES)
+        self._length = int(samples["samples"])
+        self.keys: str = samples["keys"]  # `keys_hash` of all keys, in the order of the ids
+        self.shards: dict[str, int] = samples["shards"]  # samples by shard, in the order of the ids
+        self._attributes = Attributes(folder / ATTRIBUTES)
+        self.attribute_names: Mapping[str, Sequence[str]] = self._attributes.names
+        self.attribute_counts = self._attributes.counts  # samples that have each, (k,) int64
+        self._rows: dict[str, np.ndarray] = {
+            path.stem: np.load(path, mmap_mode="r") for path in sorted((folder / ROWS).iterdir())
+        }
         self._tokenizer: ImageTokenizer | None = None
         self._text_encoder: TextEncoder | None = None
+
+    def __len__(self) -> int:
+        return self._length
+
+    @cached_property
+    def index(self) -> pd.DataFrame:
+        """The curated manifest, a row a sample; read when it is first asked for."""
+        return pd.read_parquet(self.folder / "index.parquet")
+
+    def keys_of(self, ids: Iterable[int]) -> list[str]:
+        """Keys of samples, in the order asked for, without the whole index in memory."""
+        wanted = np.asarray(list(ids), np.int64)
+        found, start = {}, 0
+        last = int(wanted.max(initial=-1))
+        for batch in pq.ParquetFile(self.folder / "index.parquet").iter_batches(columns=["key"]):
+            here = np.unique(wanted[(wanted >= start) & (wanted < start + len(batch))])
+            keys = batch.column(0).take(pa.array(here - start)).to_pylist()
+            found.update(zip(here.tolist(), map(str, keys), strict=True))
+            start += len(batch)
+            if start > last:
+                break
+        return [found[i] for i in wanted.tolist()]
+
+    def attributes(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Attribute ids of samples (m,), end to end, and offsets (m + 1,) into them.
+
+        They count through `attribute_names`, kind by kind.
+        """
+        return self._attributes(ids)
 
     @staticmethod
     def open(folder: Path) -> "EncodedSet":
@@ -53,7 +97,7 @@ class EncodedSet(ABC):
             ) from error
 
     def rows(self, rung: str) -> np.ndarray:
-        """Ids (int64, ascending) of the samples that reach the rung."""
+        """Ids (int64, ascending, memory-mapped) of the samples that reach the rung."""
         return self._rows[rung]
 
     @abstractmethod
@@ -102,7 +146,6 @@ class CachedSet(EncodedSet):
             rungs[path.stem] = rung_size(path.stem)
             with safe_open(path, "pt") as file:
                 self._latents[path.stem] = file.get_tensor("latents")
-                self._rows[path.stem] = file.get_tensor("rows").numpy()
         self.rungs = rungs
 
     def latents(self, rung: str, ids: Iterable[int]) -> Tensor:

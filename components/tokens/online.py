@@ -17,7 +17,7 @@ from components.errors import UserError
 from components.files import read_json
 from components.tokens.encoded import SOURCE, EncodedSet
 from components.tokens.pictures import CuratedPictures
-from components.tokens.rungs import as_tensor, fitted, reaching, rung_size
+from components.tokens.rungs import as_tensor, fitted, rung_size
 
 PLACES = "places.parquet"
 
@@ -40,9 +40,6 @@ class OnlineSet(EncodedSet):
                 )
         self.pictures = CuratedPictures(self.curated, self.index, places)
         self.rungs = {name: rung_size(name) for name in source["rungs"]}
-        for name, size in self.rungs.items():
-            widths, heights = self.pictures.widths, self.pictures.heights
-            self._rows[name] = reaching(widths, heights, size, float(source["most_cropped"]))
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def latents(self, rung: str, ids: Iterable[int]) -> Tensor:

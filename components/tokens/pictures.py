@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 
 from components.curation.pictures import DamagedPicture, decode
 from components.curation.shards import PICTURES
@@ -20,11 +21,14 @@ AGAIN = "run the stage curate again."
 def read_manifest(curated: Path) -> pd.DataFrame:
     """The curated set's manifest by shard and key. UserError when missing, empty or damaged.
 
-    The samples of a shard follow one another, as the coverage ledger counts them.
+    The samples of a shard follow one another, as the coverage ledger counts them. The columns of
+    single notions are left out: `notion_words` has the same, without a number a notion and sample.
     """
     path = curated / "manifest.parquet"
     try:
-        manifest = pd.read_parquet(path)
+        names = pq.read_schema(path).names
+        kept = [name for name in names if not name.startswith("notion_") or name == "notion_words"]
+        manifest = pd.read_parquet(path, columns=kept)
         manifest = manifest.sort_values(["shard", "key"], kind="stable").reset_index(drop=True)
         manifest[["shard", "caption", "width", "height"]]
     except (OSError, ValueError, KeyError) as error:

@@ -56,6 +56,7 @@ class Training:
     step: int = 0  # over all phases so far
     images: int = 0  # seen, over all phases so far
     ledger: Ledger | None = None  # how often each sample was trained on, over all phases
+    scratch: Path | None = None  # where the ledger counts; see `Ledger`
     extra: dict[str, Any] = field(default_factory=dict)  # plain JSON values
 
     @classmethod
@@ -170,7 +171,7 @@ def load_state(folder: Path, training: Training) -> None:
         training.step, training.images = state.pop("step"), state.pop("images")
         training.extra = state
         if (folder / "ledger").is_dir():
-            training.ledger = Ledger.load(folder / "ledger")
+            training.ledger = Ledger.load(folder / "ledger", training.scratch)
     except (
         OSError,
         RuntimeError,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from components.errors import UserError
-from components.feedback.ledger import Ledger
+from components.feedback.ledger import Ledger, coverage
 from components.feedback.sampler import StatisticalSampler
 from components.feedback.scores import read_scores
 from components.files import write_json
@@ -79,7 +79,7 @@ def _train(
     params: dict[str, Any],
 ) -> None:
     snapshots = Snapshots(resume_dir, place)
-    trained = Phase(place, phase, encoded, init, critic, snapshots.newest(), params)
+    trained = Phase(place, phase, encoded, init, critic, snapshots.newest(), resume_dir, params)
     trained.train(snapshots, tracker)
     trained.write(model_out, state_out, metrics_out, tracker)
     if place.leads:
@@ -97,6 +97,7 @@ class Phase:
         init: Path | None,
         critic: Path | None,
         snapshot: Path | None,
+        scratch: Path,
         params: dict[str, Any],
     ) -> None:
         self.place, self.phase, self.params = place, phase, params
@@ -104,13 +105,14 @@ class Phase:
         self.budget = int(self.settings[phase]["images"])
         self.encoded = EncodedSet.open(encoded)
         self.training = Training.fresh(params, self.encoded, place)
+        self.training.scratch = Path(scratch)
         self.seed = _seed(params, phase)
         self.sampler = StatisticalSampler(
             self.encoded,
             params,
             phase,
             self.seed,
-            read_scores(critic, self.encoded.index["key"]),
+            read_scores(critic, self.encoded),
             packs=self.settings["batches"] == "packed",
             most_area=int(self.settings["most_tokens"]) * self.encoded.tokenizer().patch ** 2,
         )
@@ -137,16 +139,17 @@ class Phase:
         if self.place.leads:
             print(f"{self.phase}: goes on from image {self.done}", flush=True)
 
-    def _ledger(self) -> Ledger:
-        """The ledger of what was trained on before, or a new one."""
-        fresh = Ledger.of(self.encoded.index["shard"].astype(str).tolist())
+    def _ledger(self) -> Ledger | None:
+        """The ledger of what was trained on before, or a new one; rank 0 alone counts."""
         if self.training.ledger is None:
-            self.training.ledger = fresh
-        elif self.training.ledger.shards != fresh.shards:
+            self.training.ledger = Ledger(self.encoded.shards, self.training.scratch)
+        elif self.training.ledger.shards != self.encoded.shards:
             raise UserError(
                 f"{self.phase} goes on from a state that was trained on other samples than the "
                 f"encoded set in {self.encoded.folder} has; run the stages before it again."
             )
+        if not self.place.leads:
+            self.training.ledger = None
         return self.training.ledger
 
     def _keep(self) -> None:
@@ -169,7 +172,7 @@ class Phase:
         self.training.extra = {"phase": self.phase, "sampler": self.sampler.state_dict()}
         save_state(state_out, self.training, self.place)
         averaged = self.training.averaged(self.params, self.encoded, self.place)
-        if averaged is None:
+        if averaged is None or self.ledger is None:
             return
         facts = {
             "trained by": self.phase,
@@ -193,15 +196,24 @@ class Phase:
             "final": {name: last[name] for name in ("loss", "flow", "jepa") if name in last},
             "dropped_by_critic": report["dropped_by_critic"],
             "sampling": report,
-            "coverage": self.ledger.report(),
+            "coverage": coverage(self.ledger, self.encoded),
             "history": self.history,
         }
         write_json(metrics_out, metrics)
+        if report["unmet_count"]:
+            first = report["unmet"][0]
+            print(
+                f"{self.phase}: {report['unmet_count']} target frequencies are not met after "
+                f"{report['trained']} samples; {first['kind']} {first['value']} has "
+                f"{first['reached']:.3f}, not {first['target']:.3f} (all: {metrics_out})",
+                flush=True,
+            )
         tracker.log_metrics(
             {
                 f"{self.phase}/images_per_second": metrics["images_per_second"],
                 f"{self.phase}/dropped_by_critic": report["dropped_by_critic"],
                 f"{self.phase}/never_drawn": metrics["coverage"]["never"],
+                f"{self.phase}/unmet_targets": report["unmet_count"],
             }
         )
 
@@ -248,7 +260,8 @@ class Phase:
         training.images += len(ids)
         training.step += 1
         training.average(self.settings["ema"], self.settings["target_ema"])
-        self.ledger.add(ids)
+        if self.ledger is not None:
+            self.ledger.add(ids)
         return np.array([flow, jepa, norm]), due
 
     def _why_no_number(self, samples: list[tuple[str, np.ndarray]]) -> str:
@@ -259,7 +272,7 @@ class Phase:
             wrong = ~(fine & states.flatten(1).isfinite().all(dim=1)).numpy()
             if not wrong.any():
                 continue
-            keys = ", ".join(sorted(set(self.encoded.index["key"].iloc[ids[wrong]])))
+            keys = ", ".join(sorted(set(self.encoded.keys_of(ids[wrong]))))
             return (
                 f"{self.phase}: the encoded samples {keys} (rung {rung}) have numbers that are "
                 f"none (NaN or infinite) in {self.encoded.folder}: encode again "
