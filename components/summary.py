@@ -19,7 +19,8 @@ def print_summary() -> None:
     if not any((METRICS / "evaluate").glob("*.json")):
         raise UserError("There are no scores below metrics/: run `make demo` or `dvc repro` first.")
     print(table(METRICS))
-    notes = [note for file in sorted(METRICS.rglob("*.json")) if (note := recall(file))]
+    files = sorted(METRICS.rglob("*.json"))
+    notes = [note for file in files if (note := recall(file.read_bytes()))]
     print("Seconds a stage:", ", ".join(f"{n['stage']} {n['seconds']:.0f}" for n in notes))
     for grid in sorted(SAMPLES.glob("*/grid.png")):
         print(f"Pictures with their prompts: {grid}")

@@ -269,6 +269,24 @@ def stage_run(stage: str, params: Mapping[str, Any], section: Mapping[str, Any])
             client.set_terminated(parent, status)
 
 
+def open_run(name: str, tags: Mapping[str, str], parent: str | None = None) -> MlflowTracker:
+    """The newest run with these tags below `parent`, running again, or a new one.
+
+    For runs above those of stages, which an ablation has: the one who opens it ends it. A stage
+    joins it where its id stands in DJEPA_PARENT_RUN.
+    """
+    client = _client()
+    wanted = dict(tags) | ({"mlflow.parentRunId": parent} if parent else {})
+    words = " and ".join(f"tags.`{key}` = '{value}'" for key, value in wanted.items())
+    found = client.search_runs([_experiment(client)], words, order_by=["start_time DESC"])
+    if found:
+        run_id = found[0].info.run_id
+        client.update_run(run_id, status="RUNNING")
+    else:
+        run_id = client.create_run(_experiment(client), run_name=name, tags=wanted).info.run_id
+    return MlflowTracker(client, run_id)
+
+
 def import_pending(client: Any, parent: str) -> None:
     """Bring in what stages of the same pipeline wrote as JSON lines, each as a child run."""
     for folder in sorted((djepa_home() / "pending").glob("*/")):
@@ -308,9 +326,9 @@ def remember(stage: str, metrics: Path, tracker: Tracker, seconds: float) -> Non
     write_json(djepa_home() / "stage-runs" / f"{digest}.json", note)
 
 
-def recall(metrics: Path) -> dict[str, Any] | None:
-    """The note that `remember` made for this metrics file, or None."""
-    digest = hashlib.md5(metrics.read_bytes()).hexdigest()
+def recall(metrics: bytes) -> dict[str, Any] | None:
+    """The note that `remember` made for a metrics file of this content, or None."""
+    digest = hashlib.md5(metrics).hexdigest()
     note = djepa_home() / "stage-runs" / f"{digest}.json"
     return read_json(note) if note.exists() else None
 
@@ -333,7 +351,7 @@ def complete_parent(tracker: Tracker, metrics: Path) -> None:
             known = any(fnmatchcase(figure, pattern) for pattern in FINAL)
             if known and isinstance(value, int | float) and not isinstance(value, bool):
                 figures[figure] = float(value)
-        note = recall(file)
+        note = recall(file.read_bytes())
         if note and note["run"]:
             parent.set_tags({f"child.{note['stage'].replace('@', '-')}": note["run"]})
     parent.log_metrics(figures)

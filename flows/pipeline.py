@@ -10,7 +10,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,11 @@ for _name in ("prefect.task_runs", "prefect.flow_runs"):
     logging.getLogger(_name).addFilter(_OneSentence())
 
 
+# Commands that run now: a flow whose tasks are threads must end them itself, see `stop_all`.
+_running: set[subprocess.Popen[str]] = set()
+_stopping = threading.Event()
+
+
 def _environment() -> dict[str, str]:
     tools = str(Path(sys.executable).parent)
     extra = {"PYTHONUNBUFFERED": "1", "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
@@ -86,28 +93,51 @@ def _stop(process: subprocess.Popen[str]) -> None:
             return
 
 
-def run(name: str, command: list[str]) -> None:
+def stop_all() -> None:
+    """End every command that `run` has running, with all that it started, and start no other."""
+    _stopping.set()
+    for process in list(_running):
+        _stop(process)
+
+
+def run(
+    name: str,
+    command: list[str],
+    extra: Mapping[str, str] | None = None,
+    heard: Callable[[str], None] | None = None,
+) -> None:
     """Run a command in its own process group, each line of output to the run's log.
 
+    Args:
+        name: what the log and a failure call it.
+        command: program and arguments.
+        extra: set in its environment.
+        heard: told each line.
+
     Raises:
-        StageFailed: the command's exit code was not 0.
+        StageFailed: the command's exit code was not 0, or the flow is being stopped.
     """
     log = get_run_logger()
     last, code = "no output", None
+    if _stopping.is_set():
+        raise StageFailed(name, -signal.SIGTERM, "the flow is being stopped")
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=_environment(),
+        env=_environment() | dict(extra or {}),
         start_new_session=True,
     )
+    _running.add(process)
     assert process.stdout is not None
     try:
         for line in process.stdout:
             line = line.rstrip()
             if line:
                 log.info(line)
+                if heard:
+                    heard(line)
             if line.startswith("djepa: "):
                 last = line.removeprefix("djepa: ")
             exited = re.search(r"exited with (-?\d+)", line)
@@ -118,6 +148,7 @@ def run(name: str, command: list[str]) -> None:
     finally:
         # Reached with the process alive only on cancellation, a timeout or an error here.
         _stop(process)
+        _running.discard(process)
 
 
 def _can_help(task: Any, task_run: TaskRun, state: State) -> bool:

@@ -106,7 +106,10 @@ class Phase:
         self.encoded = EncodedSet.open(encoded)
         self.training = Training.fresh(params, self.encoded, place)
         self.training.scratch = Path(scratch)
-        self.seed = _seed(params, phase)
+        if init is not None:
+            load_state(Path(init), self.training)
+        self.first_image = self.training.images  # of this phase
+        self.seed = _seed(params, phase, self.first_image)
         self.sampler = StatisticalSampler(
             self.encoded,
             params,
@@ -119,9 +122,6 @@ class Phase:
         self.batches = Batches(
             self.encoded, self.sampler, self.training.model, self.settings, self.seed, place
         )
-        if init is not None:
-            load_state(Path(init), self.training)
-        self.first_image = self.training.images  # of this phase
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
         self.training.extra = {}
@@ -317,7 +317,10 @@ class Phase:
         draw_grid(averaged, self.encoded, self.params, self.phase, self.training.step, tracker)
 
 
-def _seed(params: dict[str, Any], phase: str) -> int:
-    """A seed of its own for each phase, from params.seed."""
-    salt = {"phase1": 1, "phase2": 2}[phase]
-    return int(params["seed"]) * 1000 + salt
+def _seed(params: dict[str, Any], phase: str, before: int) -> int:
+    """A seed of its own for each phase and round, from params.seed and the images seen before it.
+
+    With one for all rounds, each would be handed the same samples in the same order.
+    """
+    entropy = [int(params["seed"]), {"phase1": 1, "phase2": 2}[phase], before]
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])

@@ -1,0 +1,359 @@
+"""The paper's Table 4 as a Prefect flow: `python -m flows.ablation --seeds 3`.
+
+Each group and seed is one DVC experiment in a copy of its own (`dvc exp run --temp`). Groups that
+go on from one another share what they have in common through DVC's run cache, so a group starts
+when the one it goes on from is done. docs/ablation.md says what the groups are.
+"""
+
+import argparse
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.compose import composed, load
+from components.errors import UserError, explain, say
+from components.evaluation.ablation import COMPARED, GROUPS, Result, path
+from components.files import hash_of
+from components.home import checkout
+from components.tracking import open_run, recall
+from flows.pipeline import StageFailed, data, run, stop_all
+
+try:
+    from prefect import flow, get_run_logger, task
+    from prefect.artifacts import create_markdown_artifact
+    from prefect.cache_policies import NO_CACHE
+    from prefect.futures import PrefectFuture, as_completed
+    from prefect.task_runners import ThreadPoolTaskRunner
+except ModuleNotFoundError as missing:
+    sentence = explain(missing)
+    if __name__ != "__main__" or sentence is None:
+        raise
+    sys.exit(say("ablation", sentence))
+
+REPORT = Path("reports/ablation")
+Job = tuple[int, str]  # seed, group
+
+# DVC puts an experiment aside in the workspace, then takes what was put aside last: two that start
+# in the same seconds could take each other's.
+_starting = threading.Lock()
+_reading = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One group with one seed.
+
+    name: of the experiment, the same exactly where code, parameters and data are the same.
+    settings: overrides of the parameter tree.
+    """
+
+    group: str
+    seed: int
+    name: str
+    settings: tuple[str, ...]
+
+    @property
+    def targets(self) -> list[str]:
+        """The stages of dvc.yaml that give the group's figures."""
+        group = GROUPS[self.group]
+        compared = [f"compare@{group.model}"] if self.group in COMPARED else []
+        return [group.evaluation, *compared]
+
+    def read(self, file: str) -> str:
+        """The text of one of the finished experiment's files under metrics/."""
+        import dvc.api
+
+        with _reading:
+            return dvc.api.read(f"metrics/{file}.json", rev=_commit(self.name))
+
+    def result(self) -> Result:
+        """Its figures."""
+        model = GROUPS[self.group].model
+        files = [f"evaluate/{model}", f"train/{model}"]
+        files += [f"compare/{model}"] if self.group in COMPARED else []
+        return Result.of(self.group, self.seed, *(json.loads(self.read(file)) for file in files))
+
+    def run(self, name: str, targets: Sequence[str], parent: str) -> None:
+        """Run it up to these stages as the experiment `name`; its runs join `parent`.
+
+        Raises:
+            StageFailed: a stage failed, or was ended.
+        """
+        chosen = [part for setting in self.settings for part in ("-S", setting)]
+        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "exp", "run", "--temp"]
+        command += ["-n", name, *chosen, *targets]
+        with _copy_of(name), _start() as heard:
+            run(name, command, {"DJEPA_PARENT_RUN": parent}, heard)
+
+
+def _experiments(
+    jobs: Sequence[Job], scale: str, overrides: Sequence[str]
+) -> dict[Job, Experiment]:
+    """The experiment of each job. Hydra composes in the main thread alone.
+
+    Raises UserError for parameters that cannot be meant, or other raw pictures than those here.
+    """
+    code = [_git("rev-parse", "HEAD"), _git("diff", "HEAD")]
+    made: dict[Job, Experiment] = {}
+    params: dict[str, dict[str, Any]] = {}
+    for seed, group in jobs:
+        own = (f"scale={scale}", f"ablation={group}", *overrides)
+        if group not in params:
+            params[group] = composed(own)
+            if _world(params[group]) != _world(load()):
+                raise UserError(
+                    f"Scale {scale} draws other raw pictures than params.yaml has: run `djepa "
+                    f"compose scale={scale}` first, or name a scale of the same `data`."
+                )
+        digest = hash_of([*code, params[group] | {"seed": seed}])[:8]
+        name = f"{scale}-{group}-{seed}-{digest}"
+        made[seed, group] = Experiment(group, seed, name, (*own, f"seed={seed}"))
+    return made
+
+
+def _world(params: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in params["data"].items() if name != "encode"}
+
+
+def _commit(name: str) -> str | None:
+    """The commit of a finished experiment, or None."""
+    return _git("for-each-ref", "--format=%(objectname)", f"refs/exps/*/*/{name}") or None
+
+
+@contextmanager
+def _start() -> Iterator[Callable[[str], None]]:
+    """Hold the lock until the function that is yielded hears that DVC has made its copy."""
+    _starting.acquire()
+    held = True
+
+    def heard(line: str) -> None:
+        nonlocal held
+        if held and line.startswith("Reproducing experiment"):
+            held = False
+            _starting.release()
+
+    try:
+        yield heard
+    finally:
+        if held:
+            _starting.release()
+
+
+@contextmanager
+def _copy_of(name: str) -> Iterator[None]:
+    """Remove the copy that an experiment leaves when it is killed: it can be large."""
+    try:
+        yield
+    finally:
+        for note in Path(".dvc/tmp/exps/run").glob("*/*.run"):
+            told = json.loads(note.read_text())
+            if told.get("name") == name:
+                shutil.rmtree(told["root_dir"], ignore_errors=True)
+
+
+def _git(*arguments: str) -> str:
+    answer = subprocess.run(["git", *arguments], capture_output=True, text=True)
+    if answer.returncode:
+        raise UserError(
+            f"`git {' '.join(arguments)}` failed ({answer.stderr.strip()}): an ablation needs a "
+            "git checkout with a commit; run it in the top folder of one."
+        )
+    return answer.stdout.strip()
+
+
+@task(cache_policy=NO_CACHE, task_run_name="prepare")
+def prepare(first: Experiment, parent: str) -> None:
+    """What all groups share, once: two that start together would both do it."""
+    name = f"{first.name}-encode"
+    if _commit(name) is None:
+        first.run(name, ["encode"], parent)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="group {experiment.group}, seed {experiment.seed}")
+def one(experiment: Experiment, before: Sequence[Experiment], parent: str) -> Result:
+    """Run one group with one seed, or find that it has run; its figures go to its own run.
+
+    before: the finished experiments that it goes on from, the first one first.
+    """
+    group, seed = experiment.group, experiment.seed
+    tags = {"kind": "ablation group", "ablation": group, "seed": str(seed)}
+    tracker = open_run(f"{group}, seed {seed}", tags, parent)
+    status = "FAILED"
+    try:
+        if _commit(experiment.name) is None:
+            experiment.run(experiment.name, experiment.targets, tracker.run_id)
+        else:
+            get_run_logger().info("%s is there", experiment.name)
+        result = experiment.result()
+        tracker.log_metrics(result.figures())
+        tags = {"dvc.experiment": experiment.name}
+        # Scores by images seen along the whole path: MLflow draws groups into one chart, and the
+        # runs of the stages are named, also of those that another group ran.
+        for each in (*before, experiment):
+            model, found = GROUPS[each.group].model, each.result()
+            tracker.log_metrics(
+                {"path/geneval.overall": found.score, "path/geneval.all": found.all_score},
+                step=found.images,
+            )
+            for file in (f"train/{model}", f"evaluate/{model}"):
+                note = recall(each.read(file).encode())
+                if note and note["run"]:
+                    tags[f"child.{note['stage'].replace('@', '-')}"] = note["run"]
+        tracker.set_tags(tags)
+        status = "FINISHED"
+        return result
+    finally:
+        tracker.end(status)
+
+
+def _jobs(groups: Sequence[str], seeds: int) -> list[Job]:
+    """Every seed of every group and of those it goes on from, each after what it needs."""
+    unknown = [name for name in groups if name not in GROUPS]
+    if unknown or not groups:
+        raise UserError(
+            f"There is no group {', '.join(unknown) or '(none given)'}: the groups are "
+            f"{', '.join(GROUPS)}, given as --groups A,B,C."
+        )
+    wanted = {name for group in groups for name in path(group)}
+    return [(seed, name) for seed in range(seeds) for name in GROUPS if name in wanted]
+
+
+@flow(name="ablation", log_prints=True)
+def ablation(
+    seeds: int = 3,
+    groups: Sequence[str] = ("A", "B", "C", "D", "E", "F", "G"),
+    scale: str = "ablation",
+    at_once: int = 2,
+    hours: float | None = None,
+    overrides: Sequence[str] = (),
+) -> str:
+    """Run groups of Table 4 and write the table and plot to reports/ablation.
+
+    Args:
+        seeds: how many, from 0 on.
+        groups: their letters; those they go on from are run too.
+        scale: of params/scale.
+        at_once: experiments that run side by side.
+        hours: after so many, no further experiment is started.
+        overrides: NAME=VALUE of parameters, for all groups alike.
+
+    Returns the page. Raises UserError for groups or parameters that there are none of, StageFailed
+    when an experiment failed, after the others have run and the table is written.
+    """
+    from components.evaluation.ablation_report import write_ablation
+
+    started, log = time.monotonic(), get_run_logger()
+    jobs = _jobs(groups, seeds)
+    _experiments(jobs, scale, overrides)  # refused before pictures are drawn
+    data()
+    made = _experiments(jobs, scale, overrides)  # data.dvc may have changed
+    key = hash_of([scale, sorted(overrides), _git("rev-parse", "HEAD"), load()["data"]])
+    parent = open_run(f"ablation {scale}", {"kind": "ablation", "ablation.key": key})
+    status = "KILLED"
+    try:
+        prepare(made[jobs[0]], parent.run_id)
+        results, failed = _run_all(made, parent.run_id, at_once, started, hours)
+        status = "FAILED" if failed else "FINISHED"
+        if results:
+            about = {"scale": scale, "seeds": seeds, "overrides": " ".join(overrides)}
+            page = write_ablation(results, REPORT, about)
+            parent.log_artifact(REPORT, "ablation")
+            create_markdown_artifact(page, key="ablation", description="Table 4")
+            log.info("%d of %d experiments are in %s/ablation.md", len(results), len(jobs), REPORT)
+    except BaseException:
+        stop_all()  # the threads of the tasks wait for their experiments
+        raise
+    finally:
+        parent.end(status)
+    if failed:
+        raise failed[0]
+    return page if results else ""
+
+
+def _run_all(
+    made: dict[Job, Experiment], parent: str, at_once: int, started: float, hours: float | None
+) -> tuple[list[Result], list[BaseException]]:
+    """Run each experiment once the one it goes on from is done, so many at a time."""
+    waiting, running = list(made), dict[PrefectFuture[Result], Job]()
+    done: dict[Job, Result] = {}
+    failed: list[BaseException] = []
+
+    def ready() -> Job | None:
+        late = hours is not None and time.monotonic() - started > hours * 3600
+        free = [job for job in waiting if _before(job) is None or _before(job) in done]
+        return free[0] if free and not late and len(running) < at_once else None
+
+    with ThreadPoolTaskRunner(max_workers=at_once) as threads:
+        try:
+            while True:
+                while (job := ready()) is not None:
+                    waiting.remove(job)
+                    future = threads.submit(
+                        one,
+                        {
+                            "experiment": made[job],
+                            "before": [made[job[0], name] for name in path(job[1])[:-1]],
+                            "parent": parent,
+                        },
+                    )
+                    running[future] = job
+                if not running:
+                    break
+                future = next(iter(as_completed(list(running))))
+                job = running.pop(future)
+                result = future.result(raise_on_failure=False)
+                if isinstance(result, Result):
+                    done[job] = result
+                else:
+                    failed.append(result)
+        except BaseException:
+            stop_all()
+            raise
+    for seed, group in waiting:
+        get_run_logger().warning("group %s, seed %d was not started", group, seed)
+    return [done[job] for job in made if job in done], failed
+
+
+def _before(job: Job) -> Job | None:
+    before = GROUPS[job[1]].follows
+    return None if before is None else (job[0], before)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the flow; a failure is one sentence and exit code 1, a refusal exit code 2."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # as pipeline.py
+    parser = argparse.ArgumentParser("python -m flows.ablation", description=__doc__)
+    parser.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="for all groups alike")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--groups", default="A,B,C,D,E,F,G", help="letters, by commas")
+    parser.add_argument("--scale", default="ablation", help="of params/scale")
+    parser.add_argument("--at-once", type=int, default=2, help="experiments side by side")
+    parser.add_argument("--hours", type=float, help="no new experiment is started after so many")
+    options = vars(parser.parse_intermixed_args(arguments))
+    options["groups"] = [name.strip() for name in options["groups"].split(",") if name.strip()]
+    try:
+        checkout()
+        print(ablation(**options))
+    except StageFailed as failure:
+        print(f"ablation: {failure}", file=sys.stderr)
+        print("What has finished is kept; mend it and run the same command.", file=sys.stderr)
+        return 1
+    except Exception as error:
+        words = explain(error)
+        if words is None:
+            raise
+        return say("ablation", words)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
