@@ -25,7 +25,7 @@ from components.tracking import Tracker, complete_parent, remember, stage_run
 CURATED, ENCODED = Path("curated"), Path("encoded")
 MODELS, STATES, METRICS = Path("models"), Path("states"), Path("metrics")
 REFERENCES, CRITICS, SAMPLES = Path("references"), Path("critics"), Path("samples")
-REPORTS, PLOTS, LABELS = Path("reports"), Path("plots"), Path("labels/human")
+REPORTS, PLOTS, LABELS = Path("reports"), Path("plots"), Path("labels")
 
 
 @dataclass
@@ -118,7 +118,7 @@ def _critic(call: Call) -> Path:
         REFERENCES / call.key,
         CURATED,
         None if before == "none" else CRITICS / before,
-        LABELS / f"{call.key}.jsonl",
+        LABELS / f"{call.round['labels']}.jsonl",
         CRITICS / call.key,
         metrics,
         call.key,
@@ -243,6 +243,15 @@ def dependencies(stage: str, params: Mapping[str, Any]) -> list[str]:
     return [re.sub(r"\$\{([^}]+)\}", filled, dep) for dep in definition(stage).get("deps", [])]
 
 
+def _way(path: str, name: str, key: str) -> str:
+    """How to get an input that is missing."""
+    if Path(path).parent == LABELS:
+        from components.feedback.labels import commands
+
+        return commands(Path(path), REFERENCES / key)
+    return f"run `{'djepa data' if path == 'data' else f'dvc repro {name}'}`, which makes it"
+
+
 def _stop(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
@@ -273,9 +282,8 @@ def run_stage(stage: str) -> None:
     part = section(stage, params)
     for path in dependencies(stage, params):
         if not Path(path).exists():
-            way = "djepa data" if path == "data" else f"dvc repro {name}"
             raise UserError(
-                f"The stage {stage} needs {path}, which is not there: run `{way}`, which makes it."
+                f"The stage {stage} needs {path}, which is not there: {_way(path, name, key)}."
             )
     resume = djepa_home() / "resume" / hash_of([stage, part, _inputs(stage, params)])
     # A polite stop ends the run as KILLED instead of leaving it running for ever.

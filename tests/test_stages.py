@@ -47,7 +47,7 @@ def test_edited_labels_rerun_the_critic_of_a_round_that_people_label(
     for folder in ("references/r1", "curated", "critics/r1", "metrics/critic"):
         Path(folder).mkdir(parents=True)
         Path(folder, "r1.json").write_text("{}")
-    labels = Path("labels/human/r1.jsonl")
+    labels = Path("labels/r1.jsonl")
 
     def changed_by(line: str) -> dict[str, list]:
         """What DVC finds changed by a label after it took the critic for finished."""
@@ -59,6 +59,6 @@ def test_edited_labels_rerun_the_critic_of_a_round_that_people_label(
             return repo.status("critic@r1")
 
     assert changed_by('{"file": "00000/samples/0000.png", "label": true}\n') == {}
-    compose(overrides=["feedback.rounds.r1.labels=human"])
+    compose(overrides=["feedback.rounds.r1.labels=r1"])
     again = changed_by('{"file": "00000/samples/0000.png", "label": false}\n')
-    assert again == {"critic@r1": [{"changed deps": {"labels/human": "modified"}}]}
+    assert again == {"critic@r1": [{"changed deps": {"labels/r1.jsonl": "modified"}}]}

@@ -4,8 +4,6 @@ from typing import Any
 
 import numpy as np
 
-LEAST = 3  # held-out reference pictures of each class: with fewer there is no interval to speak of
-
 
 def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
     """Chance that a positive scores above a negative, ties half, from labels (m,) bool of both.
@@ -24,8 +22,8 @@ def quality(
 
     labels (m,) bool and scores (m,) in [0, 1] of held-out pictures; reference (m,) is whose label
     each has. The bootstrap draws references, not pictures: pictures with one reference's label
-    are no independent evidence. AUROC is None when only one class is there, its interval too when
-    fewer than `LEAST` references of a class are. `calibration` lists ten equal bins of the score
+    are no independent evidence. AUROC and its interval are None when only one class is there.
+    `calibration` lists ten equal bins of the score
     with count, mean score and share positive; `ece` is the mean gap weighted by count.
     """
     labels, scores = np.asarray(labels, bool), np.asarray(scores, float)
@@ -38,7 +36,6 @@ def quality(
     }
     if 0 < labels.sum() < len(labels):
         result["auroc"] = auroc(labels, scores)
-    if min(len(np.unique(group[labels == label])) for label in (True, False)) >= LEAST:
         rng = np.random.default_rng(seed)
         drawn = []
         for _ in range(resamples):
@@ -68,11 +65,7 @@ def no_better_than_chance(found: dict[str, Any]) -> str | None:
     """Why a critic of this `quality` must not be used, or None when it may."""
     interval = found["auroc_interval"]
     if interval is None:
-        return (
-            f"{found['held_out']} held-out pictures with the labels of "
-            f"{found['held_out_references']} references are too few to tell the critic from "
-            f"chance: {LEAST} references of each class are needed"
-        )
+        return "the held-out labels are all alike, so that nobody knows if it is any good"
     if interval[0] <= 0.5:
         return (
             f"the critic is no better than chance: AUROC {found['auroc']:.3f} on "

@@ -203,20 +203,16 @@ def labelled_pictures(
     return kept[["key", "label", "similarity", "reference"]], counts
 
 
-def held_out(labels: np.ndarray, reference: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Which of the labelled pictures (m,) are not learned from: about `share` of each class.
+def folds(
+    labels: np.ndarray, reference: np.ndarray, count: int, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The labelled pictures (m,) in `count` parts, each as (places to learn from, places held out).
 
-    `reference` (m,) is whose label a picture has. All with one reference's label are on one side:
+    `reference` (m,) is whose label a picture has. All with one reference's label are in one part:
     else a critic that learns what a reference looks like would seem to know a label that is
-    nothing but chance. One reference of each class at least stays on the learning side.
+    nothing but chance. The classes are spread evenly.
     """
-    rng = np.random.default_rng(seed)
-    chosen = np.zeros(len(labels), bool)
-    for label in (False, True):
-        mine = labels == label
-        whose = rng.permutation(np.unique(reference[mine]))
-        for one in whose[:-1]:
-            if (chosen & mine).sum() >= share * mine.sum():
-                break
-            chosen |= mine & (reference == one)
-    return chosen
+    from sklearn.model_selection import StratifiedGroupKFold  # a second that few stages need
+
+    parts = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    return list(parts.split(labels, labels, reference))
