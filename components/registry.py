@@ -14,7 +14,7 @@ import yaml
 from components.files import read_json
 
 CRITIC = "critic"  # the registered model
-LATEST = "latest"  # the alias of its newest round
+NEWEST = "newest"  # the alias of its newest round; MLflow keeps `latest` to itself
 
 
 def recorded(root: Path = Path()) -> dict[str, dict[str, Any]]:
@@ -39,7 +39,7 @@ def register_critics(
         root: the checkout.
 
     The version's source is the folder critic/ among the run's artifacts: report, config and
-    picture. Its tags name the DVC hash, which is the pin. The alias `latest` follows the newest of
+    picture. Its tags name the DVC hash, which is the pin. The alias `newest` follows the newest of
     these rounds, in the order of feedback.rounds.
     """
     outs = recorded(root)
@@ -62,7 +62,7 @@ def register_critics(
             new.append(known[digest])
         newest = known[digest]
     if newest is not None:
-        client.set_registered_model_alias(CRITIC, LATEST, newest)
+        client.set_registered_model_alias(CRITIC, NEWEST, newest)
     return new
 
 

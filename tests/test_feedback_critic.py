@@ -350,8 +350,15 @@ def test_a_critic_of_labels_that_are_pure_noise_is_refused(sets, tmp_path, capsy
     noise = changed(sets, tmp_path / "references", coins)
     tracker, out = Noting(), tmp_path / "r1"
     report = critic(
-        noise[1], noise[0], None, tmp_path / "no", out, tmp_path / "m.json", "r1", params(epochs=1),
-        tracker
+        noise[1],
+        noise[0],
+        None,
+        tmp_path / "no",
+        out,
+        tmp_path / "m.json",
+        "r1",
+        params(epochs=1),
+        tracker,
     )
     low, _ = report["auroc_interval"]
     assert low <= 0.5 and not report["drops"] and report["critic"] == "resnet18"

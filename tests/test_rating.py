@@ -168,7 +168,14 @@ def test_the_labels_are_what_the_critic_reads(labels: Any, tmp_path: Path) -> No
     table = pd.read_parquet(tmp_path / "r1" / "references.parquet")
     # Two of three say good; a tie is bad; an unfinished rating does not count.
     rated, disagree, tied = read_labels(out, table, tmp_path / "r1")
-    assert (disagree, tied) == (0, 0) and list(rated["label"]) == [True, False, True, True, True, True]
+    assert (disagree, tied) == (0, 0) and list(rated["label"]) == [
+        True,
+        False,
+        True,
+        True,
+        True,
+        True,
+    ]
     export(store, tmp_path / "r1.csv", None, False)
     assert list(pd.read_csv(tmp_path / "r1.csv")["label"])[:2] == [True, False]
 

@@ -115,9 +115,7 @@ class CuratedSet:
     @staticmethod
     def open(folder: Path, size: int, limits: Mapping[str, int]) -> "CuratedSet":
         """Read the manifest's keys."""
-        return CuratedSet(
-            folder, pd.Index(read_manifest(folder)["key"].astype(str)), size, limits
-        )
+        return CuratedSet(folder, pd.Index(read_manifest(folder)["key"].astype(str)), size, limits)
 
     def pictures(self, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Rows (m,) and uint8 pictures (m, size, size, 3) of the rows `wanted`, part by part.

@@ -98,9 +98,7 @@ def fallback(file: Path) -> str | None:
     return None
 
 
-def read_labels(
-    file: Path, table: pd.DataFrame, references: Path
-) -> tuple[pd.DataFrame, int, int]:
+def read_labels(file: Path, table: pd.DataFrame, references: Path) -> tuple[pd.DataFrame, int, int]:
     """The rows of references.parquet that people labelled, with `label` replaced by theirs.
 
     `file` has JSON lines {"file", "label", "item"}: the file as in the table; label true or false;
