@@ -22,8 +22,8 @@ from PIL import Image, PngImagePlugin
 from starlette.testclient import TestClient
 
 from components.errors import UserError
-from components.feedback.references import COLUMNS
 from components.feedback.labels import read_labels
+from components.feedback.references import COLUMNS
 from components.rating.agreement import agreement, cohen, fleiss, text
 from components.rating.exchange import bring_in, export, pairs, win_rate
 from components.rating.jobs import clean_name, label_job, order, pair_job, pending, shown, verdict

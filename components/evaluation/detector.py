@@ -46,7 +46,7 @@ class Blob:
 
 
 def realism(blobs: Sequence[Blob]) -> float:
-    """How near the drawn things are to ideal ones, 0…1: their mean overlap, 0 where there is none."""
+    """Mean overlap of the drawn things with ideal ones, 0…1; 0 where there is none."""
     return sum(b.fit for b in blobs) / len(blobs) if blobs else 0.0
 
 

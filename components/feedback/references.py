@@ -19,7 +19,8 @@ from components.files import atomic_file, atomic_folder, write_json
 from components.tracking import Tracker
 
 COLUMNS = [
-    "prompt_index", "tag", "prompt", "metadata", "seed", "file", "label", "reason", "realism", "split",
+    "prompt_index", "tag", "prompt", "metadata", "seed", "file", "label", "reason", "realism",
+    "split",
 ]  # fmt: skip
 
 

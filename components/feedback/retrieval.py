@@ -93,8 +93,8 @@ def _index(first: np.ndarray, vectors: Vectors, factory: str, seed: int) -> Any:
         reason = str(problem).rpartition(": ")[2].strip()
         raise UserError(
             f"feedback.references.index is {factory!r}, of which faiss makes no index of "
-            f"{len(first)} captions ({reason}); set it to Flat, or for large sets to one with fewer "
-            "cells than captions such as IVF1024,PQ32, in params/feedback."
+            f"{len(first)} captions ({reason}); set it to Flat, or for large sets to one with "
+            "fewer cells than captions such as IVF1024,PQ32, in params/feedback."
         ) from problem
     cells = faiss.try_extract_index_ivf(index)
     if cells is not None:
