@@ -74,7 +74,8 @@ def compose(root: Path = Path(), overrides: Sequence[str] = ()) -> None:
     """Write params/selected.yaml (only when `overrides` are given) and params.yaml.
 
     The overrides given are the whole choice: what an earlier call chose is forgotten. With
-    none, the standing choice is composed again.
+    none, the standing choice is composed again. A round whose labels people give gets an empty
+    file for them.
 
     Raises:
         UserError: an override names no parameter, no option, or has a value that cannot be meant.
@@ -86,6 +87,21 @@ def compose(root: Path = Path(), overrides: Sequence[str] = ()) -> None:
     if not (root / PARAMS).exists() or (root / PARAMS).read_text() != text:
         with atomic_file(root / PARAMS) as temporary:
             temporary.write_text(text)
+    _make_label_files(root, yaml.safe_load(text))
+
+
+def _make_label_files(root: Path, params: Mapping[str, Any]) -> None:
+    """An empty file for each round's labels that are not there: where people's will go.
+
+    DVC does not run a stage that lacks an input, and says no more than that. An empty one makes
+    the critic stage itself say how labels are made.
+    """
+    for line in params["feedback"]["rounds"].values():
+        file = root / "labels" / f"{line['labels']}.jsonl"
+        if not file.exists():
+            file.parent.mkdir(exist_ok=True)
+            file.touch()
+            print(f"{file}: empty, for what people say of the round's pictures (docs/critic.md)")
 
 
 def _select(root: Path, overrides: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 What only a stage can judge (a rung that no picture reaches, say) is refused by that stage.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -37,6 +38,8 @@ COUNT = Limit("a whole number from 1 on", 1, whole=True)
 NATURAL = Limit("a whole number from 0 on", 0, whole=True)
 SHARE = Limit("a number from 0 to 1", 0, 1)
 POSITIVE = Limit("a number above 0", 0, above=True)
+
+PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # a file's name without its ending
 
 # Names as in params.yaml, `*` for any part of one.
 LIMITS: dict[str, Limit] = {
@@ -90,11 +93,13 @@ LIMITS: dict[str, Limit] = {
     "feedback.people.least": COUNT,
     "feedback.people.hours": POSITIVE,
     "feedback.people.every": COUNT,
+    "feedback.references.among": COUNT,
+    "feedback.simulated_rater.*": SHARE,
     "feedback.critic_training.size": COUNT,
     "feedback.critic_training.epochs": COUNT,
     "feedback.critic_training.batch": COUNT,
     "feedback.critic_training.lr": POSITIVE,
-    "feedback.critic_training.held_out": SHARE,
+    "feedback.critic_training.folds": Limit("a whole number from 2 on", 2, whole=True),
     "dpo.prompts": COUNT,
     "dpo.images": COUNT,
     "dpo.held_out": SHARE,
@@ -188,6 +193,12 @@ def _check_rounds(params: Mapping[str, Any]) -> None:
         place = f"feedback.rounds.{key}"
         if not isinstance(line, Mapping) or not {"model", "critic", "labels"} <= set(line):
             raise UserError(f"{place} is {line!r}: give it model, critic and labels in params/.")
+        if not (isinstance(line["labels"], str) and PLAIN.fullmatch(line["labels"])):
+            raise UserError(
+                f"{place}.labels is {line['labels']!r}: set it to auto, simulated, or the name of "
+                f"people's labels (letters, digits, - and _), by habit {key} for "
+                f"labels/{key}.jsonl, in params/."
+            )
         unknown = set(line.get("phase2", {})) - set(params["training"]["phase2"])
         if unknown:
             raise UserError(

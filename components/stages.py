@@ -119,7 +119,7 @@ def _critic(call: Call) -> Path:
         REFERENCES / call.key,
         CURATED,
         None if before == "none" else CRITICS / before,
-        LABELS / f"{call.key}.jsonl",
+        LABELS / f"{call.round['labels']}.jsonl",
         CRITICS / call.key,
         metrics,
         call.key,
@@ -249,7 +249,16 @@ def missing_labels(key: str, params: Mapping[str, Any]) -> Path | None:
     name = params["feedback"]["rounds"][key]["labels"]
     file = LABELS / f"{name}.jsonl"
     nobody = params["feedback"]["critic"] == "none" or name in BY_MACHINE
-    return None if nobody or file.exists() else file
+    return None if nobody or (file.exists() and file.stat().st_size) else file
+
+
+def _way(path: str, name: str, key: str) -> str:
+    """How to get an input that is missing."""
+    if Path(path).parent == LABELS:
+        from components.feedback.labels import commands
+
+        return commands(Path(path), REFERENCES / key)
+    return f"run `{'djepa data' if path == 'data' else f'dvc repro {name}'}`, which makes it"
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -282,9 +291,8 @@ def run_stage(stage: str) -> None:
     part = section(stage, params)
     for path in dependencies(stage, params):
         if not Path(path).exists():
-            way = "djepa data" if path == "data" else f"dvc repro {name}"
             raise UserError(
-                f"The stage {stage} needs {path}, which is not there: run `{way}`, which makes it."
+                f"The stage {stage} needs {path}, which is not there: {_way(path, name, key)}."
             )
     resume = djepa_home() / "resume" / hash_of([stage, part, _inputs(stage, params)])
     # A polite stop ends the run as KILLED instead of leaving it running for ever.

@@ -1,4 +1,4 @@
-"""Runs, metrics and artifacts. The only file that knows MLflow.
+"""Runs, metrics and artifacts. The only file that knows MLflow, with registry.py.
 
 One parent run a pipeline (found again by a hash of dvc.yaml, params.yaml and data.dvc), one
 child a stage that really runs. Without MLflow at hand a stage writes JSON lines, which
@@ -19,6 +19,7 @@ from typing import Any
 
 from components.files import hash_of, read_json, write_json
 from components.home import djepa_home
+from components.registry import register_critics
 
 EXPERIMENT = "djepa"
 # The figures that parents are compared by, of all that lie in metrics/.
@@ -336,6 +337,8 @@ def recall(metrics: bytes) -> dict[str, Any] | None:
 def complete_parent(tracker: Tracker, metrics: Path) -> None:
     """Copy the final figures of all stages to the parent, with a tag for each child's run id.
 
+    And register the critics (components/registry.py).
+
     Stages that DVC took from its cache ran under another parent, or under this one earlier;
     either way the comparison of parents is complete.
     """
@@ -344,6 +347,7 @@ def complete_parent(tracker: Tracker, metrics: Path) -> None:
     child = tracker.client.get_run(tracker.run_id)
     parent = MlflowTracker(tracker.client, child.data.tags["mlflow.parentRunId"])
     figures: dict[str, float] = {}
+    critics: dict[str, str] = {}
     for file in sorted(metrics.rglob("*.json")):
         name = file.relative_to(metrics).with_suffix("").as_posix()
         for key, value in flatten(read_json(file)).items():
@@ -354,4 +358,7 @@ def complete_parent(tracker: Tracker, metrics: Path) -> None:
         note = recall(file.read_bytes())
         if note and note["run"]:
             parent.set_tags({f"child.{note['stage'].replace('@', '-')}": note["run"]})
+            if file.parent == metrics / "critic":
+                critics[file.stem] = note["run"]
     parent.log_metrics(figures)
+    register_critics(tracker.client, critics, {"git.commit": _git_commit()})

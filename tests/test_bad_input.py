@@ -86,7 +86,8 @@ def test_a_wrong_parameter_is_refused_and_nothing_changes(
         ("evaluation.images", "two"),
         ("dpo.lr", float("nan")),
         ("feedback.rounds.r1.model", "r1"),
-        ("feedback.rounds.r1.labels", "nobody"),
+        ("feedback.rounds.r1.labels", "labels/r1.jsonl"),
+        ("feedback.rounds.r1.labels", ""),
     ],
 )
 def test_impossible_values_in_the_file_are_named(name: str, value: object) -> None:

@@ -22,8 +22,8 @@ from PIL import Image, PngImagePlugin
 from starlette.testclient import TestClient
 
 from components.errors import UserError
+from components.feedback.labels import read_labels
 from components.feedback.references import COLUMNS
-from components.feedback.retrieval import read_human_labels
 from components.rating.agreement import agreement, cohen, fleiss, text
 from components.rating.exchange import bring_in, export, pairs, win_rate
 from components.rating.jobs import clean_name, label_job, order, pair_job, pending, shown, verdict
@@ -163,10 +163,19 @@ def test_the_labels_are_what_the_critic_reads(labels: Any, tmp_path: Path) -> No
     assert json.loads(out.read_text().splitlines()[0]) == {
         "file": "00000/samples/0000.png",
         "label": True,
+        "item": job.items[0].id,
     }
     table = pd.read_parquet(tmp_path / "r1" / "references.parquet")
     # Two of three say good; a tie is bad; an unfinished rating does not count.
-    assert list(read_human_labels(out, table)["label"]) == [True, False, True, True, True, True]
+    rated, disagree, tied = read_labels(out, table, tmp_path / "r1")
+    assert (disagree, tied) == (0, 0) and list(rated["label"]) == [
+        True,
+        False,
+        True,
+        True,
+        True,
+        True,
+    ]
     export(store, tmp_path / "r1.csv", None, False)
     assert list(pd.read_csv(tmp_path / "r1.csv")["label"])[:2] == [True, False]
 
@@ -618,7 +627,7 @@ def test_twenty_pictures_by_keyboard(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "components.cli", "rate"]
     out = tmp_path / "r1.jsonl"
     subprocess.run([*command, "export", str(store), "--out", str(out)], check=True)
-    rated = read_human_labels(out, pd.read_parquet(folder / "references.parquet"))
+    rated, _, _ = read_labels(out, pd.read_parquet(folder / "references.parquet"), folder)
     assert len(rated) == 20 and 13 <= rated["label"].sum() <= 14
     said = subprocess.run(
         [*command, "agreement", str(store), "--json"], check=True, capture_output=True, text=True

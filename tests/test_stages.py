@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from components.compose import compose
@@ -47,7 +49,7 @@ def test_edited_labels_rerun_the_critic_of_a_round_that_people_label(
     for folder in ("references/r1", "curated", "critics/r1", "metrics/critic"):
         Path(folder).mkdir(parents=True)
         Path(folder, "r1.json").write_text("{}")
-    labels = Path("labels/human/r1.jsonl")
+    labels = Path("labels/r1.jsonl")
 
     def changed_by(line: str) -> dict[str, list]:
         """What DVC finds changed by a label after it took the critic for finished."""
@@ -59,6 +61,28 @@ def test_edited_labels_rerun_the_critic_of_a_round_that_people_label(
             return repo.status("critic@r1")
 
     assert changed_by('{"file": "00000/samples/0000.png", "label": true}\n') == {}
-    compose(overrides=["feedback.rounds.r1.labels=human"])
+    compose(overrides=["feedback.rounds.r1.labels=r1"])
     again = changed_by('{"file": "00000/samples/0000.png", "label": false}\n')
-    assert again == {"critic@r1": [{"changed deps": {"labels/human": "modified"}}]}
+    assert again == {"critic@r1": [{"changed deps": {"labels/r1.jsonl": "modified"}}]}
+
+
+def test_a_round_without_its_labels_fails_with_the_commands_that_make_them(
+    checkout: Checkout,
+) -> None:
+    checkout.djepa("compose", "feedback.rounds.r1.labels=people")
+    labels = checkout.root / "labels" / "people.jsonl"
+    assert labels.read_text() == ""
+    references = checkout.root / "references" / "r1"
+    for folder in (references, checkout.root / "curated"):
+        folder.mkdir(parents=True)
+    pd.DataFrame({"file": ["00000/samples/0000.png"], "label": [True]}).to_parquet(
+        references / "references.parquet"
+    )
+    (checkout.root / "curated" / "x").write_text("x")
+    way = "--job labels/r1 --out labels/people.jsonl` writes what people said"
+    answer = checkout.call(sys.executable, "-m", "dvc", "repro", "-s", "critic@r1")
+    said = answer.stdout + answer.stderr
+    assert answer.returncode and "`djepa rate labels references/r1`" in said and way in said
+    labels.unlink()
+    answer = checkout.call(sys.executable, "-m", "components.cli", "stage", "critic@r1")
+    assert answer.returncode == 2 and way in answer.stderr and "Traceback" not in answer.stderr

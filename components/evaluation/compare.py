@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import UserError
-from components.evaluation.detector import Blob, SceneDetector, self_test
+from components.evaluation.detector import Blob, SceneDetector, realism, self_test
 from components.evaluation.folder import Sample, read_folder
 from components.evaluation.geneval import SCORE_THRESHOLD, clauses
 from components.evaluation.statistics import spread
@@ -40,8 +40,7 @@ def answers(metadata: Mapping[str, Any], blobs: Sequence[Blob]) -> Answers:
         asked[clause["class"]] += clause["count"]
     known = Counter(b.shape for b in blobs if b.score > SCORE_THRESHOLD)
     strange = len(blobs) - known.total() + (known - asked).total()
-    realism = sum(b.fit for b in blobs) / len(blobs) if blobs else 0.0
-    return float(all(met)), sum(met) / len(met), -float(strange), realism
+    return float(all(met)), sum(met) / len(met), -float(strange), realism(blobs)
 
 
 def verdict(a: Answers, b: Answers, margin: float) -> int:

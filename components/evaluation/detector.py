@@ -5,7 +5,7 @@ the background towards a colour of the world. Class: the shape whose own drawing
 blob's moments, agrees best with the blob; `none of them` competes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, Protocol
@@ -43,6 +43,11 @@ class Blob:
     fit: float
     color: str
     box: Box
+
+
+def realism(blobs: Sequence[Blob]) -> float:
+    """Mean overlap of the drawn things with ideal ones, 0…1; 0 where there is none."""
+    return sum(b.fit for b in blobs) / len(blobs) if blobs else 0.0
 
 
 class SceneDetector:

@@ -72,7 +72,7 @@ def start(previous: Path | None, seed: int) -> tuple[nn.Module, str]:
 
 def save(folder: Path, network: nn.Module, config: Mapping[str, Any]) -> None:
     """Write critic.safetensors and config.json."""
-    weights = {k: v.contiguous() for k, v in network.state_dict().items()}
+    weights = {k: v.cpu().contiguous() for k, v in network.state_dict().items()}
     with atomic_file(folder / "critic.safetensors") as temporary:
         save_file(weights, temporary)
     write_json(folder / "config.json", dict(config))
@@ -113,6 +113,10 @@ def augment(pixels: Tensor, least: float, generator: torch.Generator) -> Tensor:
     return F.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)
 
 
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def normalise(pixels: np.ndarray) -> Tensor:
     """Pixels uint8 (B, s, s, 3) to float32 (B, 3, s, s) by ImageNet's mean and deviation."""
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
@@ -130,11 +134,15 @@ def train(
 ) -> list[float]:
     """Train in place by binary cross-entropy; returns the mean loss of each epoch.
 
+    On the GPU if there is one, and the network stays there.
+
     pixels uint8 (m, s, s, 3), labels (m,) bool. The ordinary ImageNet recipe: random resized
     crops and flips, warm-up, cosine; AdamW, as the few steps of a small run learn nothing with
     plain SGD. `settings`: epochs, batch, lr (at that batch), weight_decay, crop (least share
     of the area).
     """
+    device = _device()
+    network.to(device)
     generator = torch.Generator().manual_seed(seed)
     m, batch, epochs = len(pixels), int(settings["batch"]), int(settings["epochs"])
     steps = max(1, m // batch)
@@ -149,7 +157,7 @@ def train(
         optimizer,
         lambda i: min(6 * (i + 1) / total, 0.5 + 0.5 * float(np.cos(np.pi * i / total))),
     )
-    targets = torch.from_numpy(np.asarray(labels, np.float32))
+    targets = torch.from_numpy(np.asarray(labels, np.float32)).to(device)
     progress, losses = Progress("critic", total, "steps"), []
     network.train()
     for epoch in range(epochs):
@@ -157,7 +165,7 @@ def train(
         seen = []
         for step in range(steps):
             rows = order[step * batch : (step + 1) * batch]
-            x = augment(normalise(pixels[rows]), float(settings["crop"]), generator)
+            x = augment(normalise(pixels[rows]), float(settings["crop"]), generator).to(device)
             loss = F.binary_cross_entropy_with_logits(network(x)[:, 0], targets[rows])
             optimizer.zero_grad()
             loss.backward()
@@ -173,11 +181,15 @@ def train(
 @one_thread()
 @torch.inference_mode()
 def score(network: nn.Module, pixels: np.ndarray, batch: int = 256) -> np.ndarray:
-    """Probabilities (m,) float32 of the positive class for pixels uint8 (m, s, s, 3)."""
+    """Probabilities (m,) float32 of the positive class for pixels uint8 (m, s, s, 3).
+
+    On the GPU if there is one.
+    """
+    device = _device()
     # Half again as fast in this layout on a CPU; training is not.
-    network.eval().to(memory_format=torch.channels_last)
+    network.eval().to(device, memory_format=torch.channels_last)
     parts = [
-        torch.sigmoid(network(normalise(pixels[i : i + batch]))[:, 0]).numpy()
+        torch.sigmoid(network(normalise(pixels[i : i + batch]).to(device))[:, 0]).cpu().numpy()
         for i in range(0, len(pixels), batch)
     ]
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)

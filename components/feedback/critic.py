@@ -5,6 +5,9 @@ second phase drops a sample with that probability. The paper's text explains the
 the other way round; only this way fits what it does with it.
 """
 
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +15,21 @@ import numpy as np
 import pandas as pd
 
 from components.errors import UserError
-from components.feedback.retrieval import inherit, read_human_labels, unit
+from components.feedback.labels import Labelled, label
+from components.feedback.retrieval import folds, labelled_pictures
 from components.files import atomic_file, atomic_folder, write_json
 from components.progress import Progress
+from components.tokens.pictures import keys_hash, read_manifest
 from components.tracking import Tracker
 
-SCORES = pd.DataFrame({"key": pd.Series([], dtype=str), "score": pd.Series([], dtype=np.float32)})
-
-
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a parquet file, whole or not at all."""
-    with atomic_file(path) as temporary:
-        table.to_parquet(temporary, index=False)
+AT_ONCE = 1024  # pictures read and scored together
+LABELLED_BY = {
+    "auto": "the benchmark's rule",
+    "simulated": "a simulated rater: ground truth plus noise, no person",
+    "human": "people",
+}
+FIGURES = ("labelled", "positive_share", "auroc", "ece", "brier", "mean_score", "score_seconds",
+           "score_microseconds", "labels_disagree", "drops")  # fmt: skip
 
 
 def critic(
@@ -40,65 +46,130 @@ def critic(
     """Train round `round_name`'s critic and score every curated picture.
 
     `references` is what `references.references` wrote, `previous` the critics folder of the
-    round before or None, `labels` the JSON lines of human labels (read only if the round's
-    labels are human). Writes into `out` critic.safetensors, config.json, scores.parquet
-    (key, score), report.json and critic.png; returns the report, also in `metrics_out`. With
-    `feedback.critic: none` an empty set. When the labels are all of one class or too few,
-    every score is the share of positive labels, config.json says `drops: false` and why, and
-    nothing is dropped.
+    round before or None, `labels` the JSON lines of people's labels (read only if the round's
+    labels are theirs). Writes into `out` config.json, report.json, scores.npy (float32, in the
+    order of `read_manifest`) and scores.parquet (key, score), and of a critic that is used
+    critic.safetensors and critic.png; returns the report, also in `metrics_out`. With
+    `feedback.critic: none` no scores and no weights.
+
+    When the labels are all of one class or too few, or the critic is no better than chance on
+    labels held out, every score is the share of positive labels, config.json says `drops: false`
+    and why, and nothing is dropped.
+
+    Raises:
+        UserError: labels by people that cannot be read, a curated set that is damaged, or a
+            critic that there is none of.
     """
-    feedback = params["feedback"]
+    kind = params["feedback"]["critic"]
+    if kind not in ("none", "resnet18"):
+        raise UserError(
+            f"feedback.critic is {kind!r}; set it to resnet18 or none in params/feedback."
+        )
     with atomic_folder(out) as folder:
-        if feedback["critic"] == "none":
-            write_table(folder / "scores.parquet", SCORES)
+        if kind == "none":
             report: dict[str, Any] = {
                 "critic": "none",
                 "drops": False,
                 "why": "feedback.critic: none",
             }
             write_json(folder / "config.json", report)
-        elif feedback["critic"] == "resnet18":
-            report = _critic(
-                Path(references), Path(curated), previous, labels, folder, round_name, params
-            )
-            flat = {
-                f"critic/{key}": float(report[key])
-                for key in ("labelled", "positive_share", "auroc", "mean_score")
-                if report.get(key) is not None
-            }
-            tracker.log_metrics(flat)
-            if (folder / "critic.png").is_file():
-                tracker.log_artifact(folder / "critic.png")
         else:
-            raise UserError(
-                f"feedback.critic is {feedback['critic']!r}; set it to resnet18 or none "
-                "in params/feedback/default.yaml."
+            said = params["feedback"]["rounds"][round_name]["labels"]
+            rater = params["feedback"]["simulated_rater"]
+            labelled = label(Path(references), said, labels, rater, int(params["seed"]))
+            if "fallback" in labelled.facts:
+                print(f"critic: automatic labels for {labels}: {labelled.facts['fallback']}")
+            report = _critic(
+                Path(references), Path(curated), previous, labelled, folder, round_name, params
             )
         write_json(folder / "report.json", report)
     write_json(Path(metrics_out), report)
+    if kind != "none":
+        _track(tracker, Path(out), report)
     return report
+
+
+def _track(tracker: Tracker, out: Path, report: Mapping[str, Any]) -> None:
+    figures = {name: report[name] for name in FIGURES if report.get(name) is not None}
+    figures["labels_fell_back"] = "fallback" in report
+    tracker.log_metrics({f"critic/{name}": float(value) for name, value in figures.items()})
+    tags = {"labels": report["labels"], "labelled_by": report["labelled_by"]}
+    for name in ("fallback", "why"):
+        if name in report:
+            tags[f"critic.{name}"] = report[name]
+    tracker.set_tags(tags)
+    for name in ("report.json", "config.json", "critic.png"):
+        if (out / name).is_file():
+            tracker.log_artifact(out / name, "critic")
+
+
+@dataclass(frozen=True)
+class CuratedSet:
+    """The curated pictures as the critic sees them: small and square."""
+
+    folder: Path
+    keys: pd.Index  # in the order of `read_manifest`
+    size: int  # px
+    limits: Mapping[str, int]
+
+    @staticmethod
+    def open(folder: Path, size: int, limits: Mapping[str, int]) -> "CuratedSet":
+        """Read the manifest's keys."""
+        return CuratedSet(folder, pd.Index(read_manifest(folder)["key"].astype(str)), size, limits)
+
+    def pictures(self, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Rows (m,) and uint8 pictures (m, size, size, 3) of the rows `wanted`, part by part.
+
+        UserError when one of them is in no shard.
+        """
+        # Not before it is needed: a critic that is not trained must not pay for their import.
+        from components.curation.shards import list_shards
+        from components.feedback.pixels import small_pictures
+
+        names = set(self.keys[wanted])
+        seen = np.zeros(len(self.keys), bool)
+        rows: list[int] = []
+        arrays: list[np.ndarray] = []
+        for shard in list_shards(self.folder):
+            for key, array in small_pictures(shard, self.size, self.limits, names):
+                if key in names:  # unreadable ones are not asked for, but come
+                    rows.append(self.keys.get_loc(key))
+                    arrays.append(array)
+                if len(rows) == AT_ONCE:
+                    seen[rows] = True
+                    yield np.array(rows), np.stack(arrays)
+                    rows, arrays = [], []
+        if rows:
+            seen[rows] = True
+            yield np.array(rows), np.stack(arrays)
+        missing = wanted[~seen[wanted]]
+        if len(missing):
+            raise UserError(
+                f"{self.folder}: {len(missing)} pictures of the manifest are in no shard "
+                f"({self.keys[missing[0]]}, …); run the curate stage again."
+            )
 
 
 def _critic(
     references: Path,
     curated: Path,
     previous: Path | None,
-    labels: Path,
+    said: Labelled,
     folder: Path,
     round_name: str,
     params: dict[str, Any],
 ) -> dict[str, Any]:
-    settings = params["feedback"]["critic_training"]
-    kind = params["feedback"]["rounds"][round_name]["labels"]
-    threshold = float(params["feedback"]["similarity"][kind])
-    labelled, counts = labelled_pictures(references, kind, labels, threshold)
-    size, seed = int(settings["size"]), int(params["seed"])
-    keys = pd.read_parquet(curated / "manifest.parquet", columns=["key"])["key"].astype(str)
+    feedback, settings = params["feedback"], params["feedback"]["critic_training"]
+    threshold = float(feedback["similarity"][said.threshold])
+    labelled, counts = labelled_pictures(references, said.table, threshold)
     positive = float(labelled["label"].mean()) if len(labelled) else 0.0
+    whole = CuratedSet.open(curated, int(settings["size"]), params["curation"]["limits"])
     report: dict[str, Any] = {
         "critic": "resnet18",
         "round": round_name,
-        "labels": kind,
+        "labels": feedback["rounds"][round_name]["labels"],
+        "labelled_by": LABELLED_BY[said.by],
+        **said.facts,
         "threshold": threshold,
         **counts,
         "labelled": len(labelled),
@@ -107,165 +178,106 @@ def _critic(
     config: dict[str, Any] = {
         "critic": "resnet18",
         "architecture": "timm resnet18, 1 output",
-        "size": size,
+        "round": round_name,
+        "previous": feedback["rounds"][round_name]["critic"],
+        "size": whole.size,
+        "keys": keys_hash(whole.keys),
     }
-    least = int(labelled["label"].value_counts().reindex([True, False], fill_value=0).min())
-    if least < int(settings["least"]):
-        why = (
-            f"The smaller class has {least} of {len(labelled)} labelled pictures, fewer than "
-            f"{settings['least']}: no critic is trained, every score is the share of positive "
-            f"labels ({positive:.3f}) and nothing is dropped."
-        )
-        print(f"critic: {why}", flush=True)
-        report |= {"drops": False, "why": why, "started_from": None, "mean_score": positive}
-        write_json(folder / "config.json", config | {"drops": False, "why": why})
-        scores = pd.DataFrame({"key": keys, "score": np.full(len(keys), positive, np.float32)})
-        write_table(folder / "scores.parquet", scores)
-        return report
+    why = _too_few(labelled, int(settings["least"]), int(settings["folds"]))
+    if why:
+        return _refuse(why, folder, whole, report | {"started_from": None}, config)
 
     # Torch only from here on: an empty set must not pay for its import.
-    from components.curation.shards import list_shards
     from components.feedback import classifier
-    from components.feedback.pixels import small_pictures
-    from components.feedback.quality import quality
+    from components.feedback.quality import no_better_than_chance, quality
+    from components.feedback.showcase import Showcase
 
-    wanted, limits = set(labelled["key"]), params["curation"]["limits"]
+    seed = int(params["seed"])
+    places = whole.keys.get_indexer(labelled["key"])
+    if (places < 0).any():
+        raise UserError(
+            f"{references} names {labelled['key'][places < 0].iloc[0]}, which {curated} has not; "
+            "run the references stage again on this curated set."
+        )
     small = {
-        key: array
-        for shard in list_shards(curated)
-        for key, array in small_pictures(shard, size, limits, wanted)
+        int(row): array
+        for rows, arrays in whole.pictures(places)
+        for row, array in zip(rows, arrays, strict=True)
     }
-    _all_there(wanted, small, curated)
-    pictures = np.stack([small[key] for key in labelled["key"]])
-    truth = labelled["label"].to_numpy(bool)
-    held_out = _held_out(truth, float(settings["held_out"]), seed)
+    pictures = np.stack([small[row] for row in places])
+    truth, whose = labelled["label"].to_numpy(bool), labelled["reference"].to_numpy()
     network, started = classifier.start(previous, seed)
     print(f"critic: {len(labelled)} labelled pictures, {positive:.2f} positive, from {started}")
-    losses = classifier.train(network, pictures[~held_out], truth[~held_out], settings, seed)
-    report |= {"drops": True, "started_from": started, "losses": losses}
-    report |= quality(truth[held_out], classifier.score(network, pictures[held_out]), seed)
-    classifier.save(folder, network, config | {"drops": True, "started_from": started})
+    # Judged by critics that each learned without a part of the references, on that part: of a
+    # few hundred labels one part alone says next to nothing. The one that is kept learns all.
+    held = np.empty(len(truth), np.float32)
+    for learned, out in folds(truth, whose, int(settings["folds"]), seed):
+        judged, _ = classifier.start(previous, seed)
+        classifier.train(judged, pictures[learned], truth[learned], settings, seed)
+        held[out] = classifier.score(judged, pictures[out])
+    report |= {"started_from": started, **quality(truth, held, whose, seed)}
+    why = no_better_than_chance(report)
+    if why:
+        return _refuse(why, folder, whole, report, config)
+    report["losses"] = classifier.train(network, pictures, truth, settings, seed)
 
-    scored: dict[str, float] = {}
-    showcase = Showcase(int(settings["shown"]))
-    progress = Progress("critic scores", len(keys), "pictures")
-    for shard in list_shards(curated):
-        names, arrays = [], []
-        for key, array in small_pictures(shard, size, limits):
-            names.append(key)
-            arrays.append(array)
-        values = classifier.score(network, np.stack(arrays)) if arrays else np.zeros(0)
-        scored.update(zip(names, values.tolist(), strict=True))
+    showcase, began, done = Showcase(int(settings["shown"])), time.monotonic(), 0
+    scores = np.empty(len(whole.keys), np.float32)
+    progress = Progress("critic scores", len(scores), "pictures")
+    for rows, arrays in whole.pictures(np.arange(len(scores))):
+        values = scores[rows] = classifier.score(network, arrays)
         for array, value in zip(arrays, values.tolist(), strict=True):
             showcase.offer(array, value)
-        progress.at(len(scored))
-    _all_there(set(keys), scored, curated)
-    scores = pd.DataFrame({"key": keys, "score": np.array([scored[k] for k in keys], np.float32)})
-    write_table(folder / "scores.parquet", scores)
-    report["mean_score"] = float(scores["score"].mean())
+        done += len(rows)
+        progress.at(done)
+    seconds = time.monotonic() - began
+    report |= {
+        "drops": True,
+        "mean_score": float(scores.mean()),
+        # Of reading, decoding and scoring, in one thread; phase 2 pays nothing of it.
+        "score_seconds": round(seconds, 2),
+        "score_microseconds": round(1e6 * seconds / len(scores), 1),
+    }
+    classifier.save(folder, network, config | {"drops": True, "started_from": started})
+    _write_scores(folder, whole.keys, scores)
     showcase.draw(folder / "critic.png", report)
     return report
 
 
-def labelled_pictures(
-    references: Path, kind: str, labels: Path, threshold: float
-) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Training pictures with inherited labels: key, label, similarity; and counts.
-
-    A picture that several prompts retrieved takes the label it is most similar to; those
-    less similar than `threshold` are dropped.
-    """
-    from safetensors.numpy import load_file
-
-    table = pd.read_parquet(references / "references.parquet")
-    retrieved = pd.read_parquet(references / "retrieved.parquet")
-    vectors = load_file(references / "features.safetensors")
-    if kind == "human":
-        table = read_human_labels(labels, table)
-        retrieved = retrieved[retrieved["prompt_index"].isin(set(table["prompt_index"]))]
-    elif kind != "auto":
-        raise UserError(f"labels: {kind!r} of a round is unknown; set auto or human.")
-    # Pooled features share most of their length: centred, cosines tell pictures apart.
-    centre = vectors["retrieved"].astype(np.float32).mean(axis=0)
-    found = inherit(
-        unit(vectors["retrieved"], centre)[retrieved["row"].to_numpy(int)],
-        retrieved["prompt_index"].to_numpy(int),
-        unit(vectors["references"], centre)[table["row"].to_numpy(int)],
-        table["prompt_index"].to_numpy(int),
-        table["label"].to_numpy(bool),
-        threshold,
+def _too_few(labelled: pd.DataFrame, least: int, parts: int) -> str | None:
+    """Why no critic can be learned from these labels, or None."""
+    classes = [labelled[labelled["label"] == word] for word in (True, False)]
+    pictures = min(len(mine) for mine in classes)
+    references = min(mine["reference"].nunique() for mine in classes)
+    if pictures >= least and references >= parts:
+        return None
+    return (
+        f"of {len(labelled)} labelled pictures the smaller class has {pictures}, with the labels "
+        f"of {references} reference pictures; {least} and {parts} are needed"
     )
-    found["key"] = retrieved["key"].to_numpy(str)
-    close = found[found["close"]].sort_values("similarity", ascending=False, kind="stable")
-    kept = close.drop_duplicates("key").sort_values("key", ignore_index=True)
-    counts = {
-        "references": len(table),
-        "references_positive": int(table["label"].sum()),
-        "retrieved": int(found["key"].nunique()),
-        "not_close": int(found["key"].nunique() - len(kept)),
-    }
-    return kept[["key", "label", "similarity"]], counts
 
 
-def _held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Which of the labelled pictures (m,) are not learned from: `share` of each class."""
-    rng = np.random.default_rng(seed)
-    chosen = np.zeros(len(labels), bool)
-    for label in (False, True):
-        rows = rng.permutation(np.flatnonzero(labels == label))
-        chosen[rows[: round(share * len(rows))]] = True
-    return chosen
+def _refuse(
+    reason: str,
+    folder: Path,
+    whole: CuratedSet,
+    report: dict[str, Any],
+    config: dict[str, Any],
+) -> dict[str, Any]:
+    """Write a critic that drops nothing, and no weights, so that no later one starts from them."""
+    positive = report["positive_share"]
+    why = (
+        f"No critic is used: {reason}. Every score is the share of positive labels "
+        f"({positive:.3f}) and nothing is dropped."
+    )
+    print(f"critic: {why}", flush=True)
+    _write_scores(folder, whole.keys, np.full(len(whole.keys), positive, np.float32))
+    write_json(folder / "config.json", config | {"drops": False, "why": why})
+    return report | {"drops": False, "why": why, "mean_score": positive}
 
 
-def _all_there(wanted: set[str], found: dict[str, Any], curated: Path) -> None:
-    missing = sorted(wanted - set(found))
-    if missing:
-        raise UserError(
-            f"{curated}: {len(missing)} pictures of the manifest are in no shard ({missing[0]}, "
-            "…); run the curate stage again."
-        )
-
-
-class Showcase:
-    """The pictures that the critic is surest of, both ways."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.easy: list[tuple[float, np.ndarray]] = []
-        self.hard: list[tuple[float, np.ndarray]] = []
-
-    def offer(self, pixels: np.ndarray, score: float) -> None:
-        """Keep uint8 (s, s, 3) if it is among the surest so far."""
-        for kept, sign in ((self.easy, -1.0), (self.hard, 1.0)):
-            kept.append((sign * score, pixels))
-            kept.sort(key=lambda item: item[0])
-            del kept[self.count :]
-
-    def draw(self, out: Path, report: dict[str, Any]) -> None:
-        """Write a PNG: hardest above, easiest below, calibration at the right."""
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-
-        figure, (left, right) = pyplot.subplots(
-            1, 2, figsize=(12, 3.2), dpi=100, width_ratios=[3, 1], layout="constrained"
-        )
-        rows = [np.concatenate([p for _, p in kept], axis=1) for kept in (self.hard, self.easy)]
-        left.imshow(np.concatenate(rows, axis=0), interpolation="nearest")
-        left.axis("off")
-        left.set_title(
-            f"surest: hard for the model (scores from {self.hard[0][0]:.2f}) above, "
-            f"done well (to {-self.easy[0][0]:.2f}) below",
-            fontsize=9,
-        )
-        table = report["calibration"]
-        right.plot([0, 1], [0, 1], "k--", lw=1)
-        right.plot([r["score"] for r in table], [r["positive"] for r in table], "o-")
-        auroc = "none" if report["auroc"] is None else f"{report['auroc']:.3f}"
-        right.set_title(f"calibration, held out; AUROC {auroc}", fontsize=9)
-        right.set_xlabel("score")
-        right.set_ylabel("share positive")
-        with atomic_file(out) as temporary:
-            figure.savefig(temporary, format="png")
-        pyplot.close(figure)
+def _write_scores(folder: Path, keys: pd.Index, scores: np.ndarray) -> None:
+    with atomic_file(folder / "scores.npy") as temporary, temporary.open("wb") as file:
+        np.save(file, scores, allow_pickle=False)
+    with atomic_file(folder / "scores.parquet") as temporary:
+        pd.DataFrame({"key": keys, "score": scores}).to_parquet(temporary, index=False)

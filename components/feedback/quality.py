@@ -15,21 +15,32 @@ def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
     return float((below + up_to).mean() / (2 * len(negative)))
 
 
-def quality(labels: np.ndarray, scores: np.ndarray, seed: int, resamples: int = 500) -> dict:
+def quality(
+    labels: np.ndarray, scores: np.ndarray, reference: np.ndarray, seed: int, resamples: int = 500
+) -> dict[str, Any]:
     """AUROC with a 95 % bootstrap interval, Brier score and calibration.
 
-    labels (m,) bool and scores (m,) in [0, 1] of held-out pictures. AUROC and its interval
-    are None when only one class is there. `calibration` lists ten equal bins of the score
+    labels (m,) bool and scores (m,) in [0, 1] of held-out pictures; reference (m,) is whose label
+    each has. The bootstrap draws references, not pictures: pictures with one reference's label
+    are no independent evidence. AUROC and its interval are None when only one class is there.
+    `calibration` lists ten equal bins of the score
     with count, mean score and share positive; `ece` is the mean gap weighted by count.
     """
     labels, scores = np.asarray(labels, bool), np.asarray(scores, float)
-    result: dict[str, Any] = {"held_out": len(labels), "auroc": None, "auroc_interval": None}
+    whose, group = np.unique(reference, return_inverse=True)
+    result: dict[str, Any] = {
+        "held_out": len(labels),
+        "held_out_references": len(whose),
+        "auroc": None,
+        "auroc_interval": None,
+    }
     if 0 < labels.sum() < len(labels):
         result["auroc"] = auroc(labels, scores)
         rng = np.random.default_rng(seed)
         drawn = []
         for _ in range(resamples):
-            rows = rng.integers(len(labels), size=len(labels))
+            times = np.bincount(rng.integers(len(whose), size=len(whose)), minlength=len(whose))
+            rows = np.repeat(np.arange(len(labels)), times[group])
             if 0 < labels[rows].sum() < len(rows):
                 drawn.append(auroc(labels[rows], scores[rows]))
         result["auroc_interval"] = [float(v) for v in np.quantile(drawn, [0.025, 0.975])]
@@ -48,3 +59,17 @@ def quality(labels: np.ndarray, scores: np.ndarray, seed: int, resamples: int = 
     result["brier"] = float(((scores - labels) ** 2).sum() / n)
     result["calibration"] = table
     return result
+
+
+def no_better_than_chance(found: dict[str, Any]) -> str | None:
+    """Why a critic of this `quality` must not be used, or None when it may."""
+    interval = found["auroc_interval"]
+    if interval is None:
+        return "the held-out labels are all alike, so that nobody knows if it is any good"
+    if interval[0] <= 0.5:
+        return (
+            f"the critic is no better than chance: AUROC {found['auroc']:.3f} on "
+            f"{found['held_out']} held-out pictures, 95 % interval {interval[0]:.3f} to "
+            f"{interval[1]:.3f}"
+        )
+    return None

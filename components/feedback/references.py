@@ -11,12 +11,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from components.errors import UserError
 from components.files import atomic_file, atomic_folder, write_json
 from components.tracking import Tracker
 
-COLUMNS = ["prompt_index", "tag", "prompt", "metadata", "seed", "file", "label", "reason", "split"]
+COLUMNS = [
+    "prompt_index", "tag", "prompt", "metadata", "seed", "file", "label", "reason", "realism",
+    "split",
+]  # fmt: skip
 
 
 def references(
@@ -31,7 +36,8 @@ def references(
     """Draw, label and describe round `round_name`'s reference set; returns its figures.
 
     Writes into `out` GenEval folders (00000/metadata.jsonl, samples/0000.png …),
-    references.parquet (`COLUMNS` and `row`, the row of its features), retrieved.parquet
+    references.parquet (`COLUMNS` and `row`, the row of its features; `label` by GenEval's rule,
+    `realism` as the judge of pairs measures it), retrieved.parquet
     (prompt_index, key, text_similarity, row), features.safetensors (references, retrieved:
     float16 (rows, D)) and grid.png (right above, wrong below); the figures to `metrics_out`.
     With `feedback.critic: none` an empty set.
@@ -59,10 +65,10 @@ def _references(
     # Torch only from here on: an empty set must not pay for its import.
     from safetensors.numpy import save_file
 
-    from components.evaluation.detector import SceneDetector
+    from components.evaluation.detector import SceneDetector, realism
     from components.feedback import describe
     from components.feedback.pictures import cover, draw_and_judge, training_prompts
-    from components.feedback.retrieval import retrieve
+    from components.feedback.retrieval import retrieve, searched
     from components.model import DJEPAPipeline
     from components.scenes.world import World
     from components.tokens.encoded import EncodedSet, rung_size
@@ -85,9 +91,10 @@ def _references(
     first_seed = 1_000_000 * (1 + list(params["feedback"]["rounds"]).index(round_name))
     rows: list[dict[str, Any]] = []
     images: list[Any] = []
+    detector = SceneDetector(world, params["evaluation"]["detector"])
     for judged in draw_and_judge(
         model_dir,
-        SceneDetector(world, params["evaluation"]["detector"]),
+        detector,
         prompts,
         int(settings["images"]),
         size,
@@ -113,6 +120,7 @@ def _references(
                 "file": file,
                 "label": judged.correct,
                 "reason": judged.reason,
+                "realism": realism(detector.blobs(judged.image)),
                 "split": "seen",
                 "row": len(rows),
             }
@@ -124,21 +132,26 @@ def _references(
 
     pipe = DJEPAPipeline.from_pretrained(model_dir)
     # Only samples that reach a rung have latents, and are ever trained on.
-    usable = np.unique(np.concatenate([encoded.rows(rung) for rung in encoded.rungs]))
-    index, similarity = retrieve(
+    index, seed = encoded_dir / "index.parquet", int(params["seed"])
+    samples = pq.read_metadata(index).num_rows
+    rows_of = [encoded.rows(rung) for rung in encoded.rungs]
+    usable = searched(rows_of, samples, int(settings["among"]), seed)
+    texts = keys_and_captions(index, usable)
+    prompt, place, similarity = retrieve(
         describe.texts(pipe, [m["prompt"] for m in prompts]),
-        describe.captions(encoded, usable),
+        texts["caption"].tolist(),
+        lambda places: describe.captions(encoded, usable[places]),
         int(settings["retrieved"]),
+        str(settings["index"]),
+        seed,
     )
-    index = usable[index]
-    ids, row = np.unique(index, return_inverse=True)
-    keys = encoded.index["key"].astype(str).to_numpy()
+    ids, row = np.unique(usable[place], return_inverse=True)
     pd.DataFrame(
         {
-            "prompt_index": np.repeat(np.arange(len(prompts)), index.shape[1]),
-            "key": keys[index.ravel()],
-            "text_similarity": similarity.ravel().astype(np.float32),
-            "row": row.ravel(),
+            "prompt_index": prompt,
+            "key": texts["key"].astype(str).to_numpy()[place],
+            "text_similarity": similarity,
+            "row": row,
         }
     ).to_parquet(folder / "retrieved.parquet", index=False)
     save_file(
@@ -156,9 +169,21 @@ def _references(
         "positive_share_by_task": {
             k: float(v) for k, v in table.groupby("tag")["label"].mean().items()
         },
+        "searched": len(usable),
+        "captions": int(texts["caption"].nunique()),
         "retrieved": len(ids),
         "features": "mean and standard deviation of the latent channels",
     }
+
+
+def keys_and_captions(index: Path, ids: np.ndarray) -> pd.DataFrame:
+    """Columns key and caption of the samples `ids` (ascending), read a batch of rows at a time."""
+    parts, start = [], 0
+    for batch in pq.ParquetFile(index).iter_batches(columns=["key", "caption"]):
+        mine = ids[(ids >= start) & (ids < start + len(batch))] - start
+        parts.append(batch.take(pa.array(mine)))
+        start += len(batch)
+    return pa.Table.from_batches(parts).to_pandas()
 
 
 def _grid(out: Path, table: pd.DataFrame, images: list[Any], columns: int = 8) -> None:

@@ -1,34 +1,50 @@
-"""The critic's scores as the sampler wants them. Light: no torch."""
+"""The critic's scores as the sampler wants them. Light: no torch, and nothing of the set's size."""
 
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-import pandas as pd
 
 from components.errors import UserError
 from components.files import read_json
 
+AGAIN = "run the critic stage of this round again"
 
-def read_scores(critic: Path | None, keys: pd.Series) -> np.ndarray | None:
-    """Scores (n,) float32 for the samples with these keys, in their order.
 
-    `critic` is a critics/R folder with scores.parquet (key, score = probability that the
-    model already does this well). None, so that nothing is dropped, when there is no critic
-    or its config.json says that it drops nothing. UserError when samples lack a score.
+class Keyed(Protocol):
+    """What of an EncodedSet is compared: how many samples, and the hash of their keys."""
+
+    @property
+    def keys(self) -> str:
+        """`keys_hash` of the keys in the set's order."""
+
+    def __len__(self) -> int:
+        """How many samples."""
+
+
+def read_scores(critic: Path | None, encoded: Keyed) -> np.ndarray | None:
+    """Scores (n,) float32 of the encoded set's samples, in its order, memory-mapped.
+
+    `critic` is a critics/R folder with scores.npy (score = probability that the model already
+    does this well). None, so that nothing is dropped, when there is no critic or its config.json
+    says that it drops nothing. UserError when the scores are another set's.
     """
     if critic is None:
         return None
-    path = Path(critic) / "scores.parquet"
-    if not path.is_file():
-        raise UserError(f"{path} is missing; run the critic stage of this round first.")
-    if not read_json(path.parent / "config.json")["drops"]:
-        return None
-    scores = pd.read_parquet(path)
-    found = scores.set_index("key")["score"].reindex(keys)
-    missing = found.index[found.isna()]
-    if len(missing):
+    path = Path(critic) / "scores.npy"
+    try:
+        config = read_json(path.parent / "config.json")
+        if not config["drops"]:
+            return None
+        scores = np.load(path, mmap_mode="r", allow_pickle=False)
+        keys = config["keys"]
+    except (OSError, ValueError, KeyError, EOFError) as problem:
+        raise UserError(f"{path} cannot be read ({problem}); {AGAIN}.") from problem
+    if scores.dtype != np.float32 or scores.ndim != 1:
+        raise UserError(f"{path} has {scores.dtype} of shape {scores.shape}; {AGAIN}.")
+    if len(scores) != len(encoded) or keys != encoded.keys:
         raise UserError(
-            f"{path} has no score for {len(missing)} encoded samples ({missing[0]}, …); "
-            "run the critic stage again on this curated set."
+            f"{path} has scores of another set ({len(scores)} samples, keys {keys}) than is "
+            f"encoded ({len(encoded)}, keys {encoded.keys}); {AGAIN} on this curated set."
         )
-    return found.to_numpy(np.float32)
+    return scores

@@ -43,7 +43,7 @@ def agreement(store: Store, job: str) -> dict[str, Any]:
     kind, found = store.jobs()[job], store.standing(job)
     finished: dict[str, int] = {}
     tables: dict[str, list[dict[str, str]]] = {name: [] for name in (*KINDS[kind].questions, "")}
-    for _, raters in found:
+    for _, _, raters in found:
         final = {r: v[0] for r, given in raters.items() if (v := verdict(kind, given))}
         for rater in final:
             finished[rater] = finished.get(rater, 0) + 1

@@ -67,7 +67,7 @@ def _serve(job: Any, beside: Path, store: Path | None, *address: Any) -> None:
 @rate.command("export")
 def rate_export(
     file: Ratings,
-    out: Annotated[Path, typer.Option(help="X.jsonl or X.csv, e.g. labels/human/r1.jsonl")],
+    out: Annotated[Path, typer.Option(help="X.jsonl or X.csv, e.g. labels/r1.jsonl")],
     job: Job = None,
     answers: Annotated[
         bool, typer.Option("--answers", help="Every answer, withdrawn ones too, to import again")

@@ -30,16 +30,17 @@ def choose_job(store: Store, job: str | None) -> str:
 
 
 def labels(store: Store, job: str) -> list[dict[str, Any]]:
-    """A row a picture that anybody finished: file, label; what `labels/human/ROUND.jsonl` holds.
+    """A row a picture that anybody finished: file, label, item; what `labels/NAME.jsonl` holds.
 
     A picture is good when both logic and realism are, to more than half of those who rated it:
     of a tie the critic learns "not yet", and such samples stay in training.
     """
     rows = []
-    for facts, raters in store.standing(job):
+    for item, facts, raters in store.standing(job):
         said = [v[0] for given in raters.values() if (v := verdict("labels", given))]
         if said:
-            rows.append({"file": facts["file"], "label": 2 * said.count("good") > len(said)})
+            good = 2 * said.count("good") > len(said)
+            rows.append({"file": facts["file"], "label": good, "item": item})
     return rows
 
 
@@ -47,7 +48,7 @@ def pairs(store: Store, job: str) -> list[dict[str, Any]]:
     """A row a pair and rater: the pair's facts, rater, winner (A, B, same), question (decided)."""
     return [
         facts | {"rater": rater, "winner": found[0], "question": found[1]}
-        for facts, raters in store.standing(job)
+        for _, facts, raters in store.standing(job)
         for rater, given in raters.items()
         if (found := verdict("pairs", given))
     ]

@@ -171,11 +171,14 @@ def label_job(folder: Path) -> Job:
         if Path(file).is_absolute() or ".." in Path(file).parts:
             raise UserError(f"{table_file} names {file!r}, which is not in {folder}; correct it.")
         facts = {"file": str(file), "prompt": _plain(prompt)}
-        items.append(
-            Item(hash_of(["labels", file, _digest(folder / file)]), facts, (folder / file,))
-        )
+        items.append(Item(label_item(file, folder / file), facts, (folder / file,)))
         progress.at(number)
     return Job(f"labels/{Path(folder).resolve().name}", "labels", tuple(items))
+
+
+def label_item(file: str, picture: Path) -> str:
+    """The name of one picture to label, by its place and its bytes. UserError: it is none."""
+    return hash_of(["labels", file, _digest(picture)])
 
 
 def pair_job(a: Path, b: Path) -> Job:

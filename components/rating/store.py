@@ -159,8 +159,8 @@ class Store:
         named = [dict(zip(names, row, strict=True)) for row in rows]
         return [Answer(**row | {"facts": json.loads(row["facts"])}) for row in named]
 
-    def standing(self, job: str) -> list[tuple[dict[str, Any], dict[str, Given]]]:
-        """The current items in the job's order: facts, and rater → question → value."""
+    def standing(self, job: str) -> list[tuple[str, dict[str, Any], dict[str, Given]]]:
+        """The current items in the job's order: id, facts, and rater → question → value."""
         with self._open() as connection:
             items = connection.execute(
                 "SELECT id, facts FROM items WHERE job = ? AND current ORDER BY place", (job,)
@@ -173,7 +173,7 @@ class Store:
         found: dict[str, dict[str, Given]] = {}
         for item, rater, question, value in rows:
             found.setdefault(item, {}).setdefault(rater, {})[question] = value
-        return [(json.loads(facts), found.get(item, {})) for item, facts in items]
+        return [(item, json.loads(facts), found.get(item, {})) for item, facts in items]
 
     def add(self, answers: Sequence[Answer]) -> int:
         """Add answers from elsewhere, and their jobs and items; what is here already stays.
