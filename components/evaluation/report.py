@@ -228,9 +228,9 @@ def report(
                 pictures.append((f"Training, {model}", plots_out / f"curves-{model}.png"))
             for kind, figures in values.get("sampling", {}).get("kinds", {}).items():
                 if len(figures["values"]) > 1:
-                    file = f"{kind}s-{model}.png"
-                    attribute_plot(figures["values"], f"{kind}s, {model}", folder / file)
-                    pictures.append((f"{kind.title()}s, {model}", plots_out / file))
+                    png = f"{kind}s-{model}.png"
+                    attribute_plot(figures["values"], f"{kind}s, {model}", folder / png)
+                    pictures.append((f"{kind.title()}s, {model}", plots_out / png))
             if values.get("coverage"):
                 coverage_plot(values["coverage"], model, folder / f"coverage-{model}.png")
                 pictures.append((f"Coverage, {model}", plots_out / f"coverage-{model}.png"))

@@ -284,7 +284,8 @@ class StatisticalSampler:
         accepted, critic = self.tally["accepted"], self.tally["critic"]
         trained = int(self.trained.sum())
         unmet = self.targets.unmet(self.counts, trained, self.tolerance)
-        sides, aspects = {}, {}
+        sides: dict[str, int] = {}
+        aspects: dict[str, int] = {}
         for (width, height), count in zip(self.sizes, self.trained.tolist(), strict=True):
             common = math.gcd(width, height)
             aspect = f"{width // common}:{height // common}"

@@ -65,7 +65,8 @@ class EncodedSet(ABC):
     def keys_of(self, ids: Iterable[int]) -> list[str]:
         """Keys of samples, in the order asked for, without the whole index in memory."""
         wanted = np.asarray(list(ids), np.int64)
-        found, start = {}, 0
+        found: dict[int, str] = {}
+        start = 0
         last = int(wanted.max(initial=-1))
         for batch in pq.ParquetFile(self.folder / "index.parquet").iter_batches(columns=["key"]):
             here = np.unique(wanted[(wanted >= start) & (wanted < start + len(batch))])
