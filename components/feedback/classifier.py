@@ -187,7 +187,7 @@ def score(network: nn.Module, pixels: np.ndarray, batch: int = 256) -> np.ndarra
     """
     device = _device()
     # Half again as fast in this layout on a CPU; training is not.
-    network.eval().to(device, memory_format=torch.channels_last)
+    network.eval().to(memory_format=torch.channels_last).to(device)
     parts = [
         torch.sigmoid(network(normalise(pixels[i : i + batch]).to(device))[:, 0]).cpu().numpy()
         for i in range(0, len(pixels), batch)

@@ -126,14 +126,14 @@ class CuratedSet:
         from components.curation.shards import list_shards
         from components.feedback.pixels import small_pictures
 
-        names = set(self.keys[wanted])
+        row_of = dict(zip(self.keys[wanted], wanted.tolist(), strict=True))
         seen = np.zeros(len(self.keys), bool)
         rows: list[int] = []
         arrays: list[np.ndarray] = []
         for shard in list_shards(self.folder):
-            for key, array in small_pictures(shard, self.size, self.limits, names):
-                if key in names:  # unreadable ones are not asked for, but come
-                    rows.append(self.keys.get_loc(key))
+            for key, array in small_pictures(shard, self.size, self.limits, row_of):
+                if key in row_of:  # unreadable ones are not asked for, but come
+                    rows.append(row_of[key])
                     arrays.append(array)
                 if len(rows) == AT_ONCE:
                     seen[rows] = True
@@ -193,7 +193,7 @@ def _critic(
     from components.feedback.showcase import Showcase
 
     seed = int(params["seed"])
-    places = whole.keys.get_indexer(labelled["key"])
+    places = whole.keys.get_indexer(pd.Index(labelled["key"]))
     if (places < 0).any():
         raise UserError(
             f"{references} names {labelled['key'][places < 0].iloc[0]}, which {curated} has not; "
@@ -204,7 +204,7 @@ def _critic(
         for rows, arrays in whole.pictures(places)
         for row, array in zip(rows, arrays, strict=True)
     }
-    pictures = np.stack([small[row] for row in places])
+    pictures = np.stack([small[int(row)] for row in places])
     truth, whose = labelled["label"].to_numpy(bool), labelled["reference"].to_numpy()
     network, started = classifier.start(previous, seed)
     print(f"critic: {len(labelled)} labelled pictures, {positive:.2f} positive, from {started}")

@@ -137,7 +137,7 @@ def _references(
     rows_of = [encoded.rows(rung) for rung in encoded.rungs]
     usable = searched(rows_of, samples, int(settings["among"]), seed)
     texts = keys_and_captions(index, usable)
-    prompt, place, similarity = retrieve(
+    prompt, position, similarity = retrieve(
         describe.texts(pipe, [m["prompt"] for m in prompts]),
         texts["caption"].tolist(),
         lambda places: describe.captions(encoded, usable[places]),
@@ -145,11 +145,11 @@ def _references(
         str(settings["index"]),
         seed,
     )
-    ids, row = np.unique(usable[place], return_inverse=True)
+    ids, row = np.unique(usable[position], return_inverse=True)
     pd.DataFrame(
         {
             "prompt_index": prompt,
-            "key": texts["key"].astype(str).to_numpy()[place],
+            "key": texts["key"].astype(str).to_numpy()[position],
             "text_similarity": similarity,
             "row": row,
         }
