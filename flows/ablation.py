@@ -159,6 +159,8 @@ def ablation(
     from components.evaluation.ablation_report import write_ablation
 
     started, log = time.monotonic(), get_run_logger()
+    if seeds < 1 or at_once < 1:
+        raise UserError(f"--seeds {seeds} --at-once {at_once}: give whole numbers from 1 on.")
     jobs = _jobs(groups, seeds)
     own = [f"scale={scale}", *overrides]
     params = _parameters(jobs, own)
