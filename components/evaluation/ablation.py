@@ -47,7 +47,7 @@ GROUPS = {
     "F": Group("C", "r1", 2, "SAS + CMS (auto)", 0.63),
     "G": Group("F", "r2", 3, "SAS + CMS (auto)", 0.66),
     "H": Group("G", "r3", 4, "SAS + CMS (auto)", 0.173),
-    "I": Group("G", "r3", 4, "SAS + CMS (simulated rater; the paper: people)", 0.356),
+    "I": Group("G", "r3", 4, "SAS + CMS (simulated rater)", 0.356),
 }
 COMPARED = ("H", "I")  # also against G's model, by win rate
 LINES = (("A", "B"), ("C", "D", "E"), ("C", "F", "G", "H"), ("G", "I"))  # of the plot
