@@ -108,7 +108,7 @@ def _sizes(found: Mapping[str, Any]) -> str:
             continue
         said.append(
             f"- {words}: paired differences deviate by {size['deviation']:.3f} from seed to seed "
-            f"({size['degrees_of_freedom']} degrees of freedom, all pairs taken as independent), so "
+            f"({size['degrees_of_freedom']} degrees of freedom, the pairs as if independent), so "
             f"{size['seeds']} seeds a group ({size['seeds_low']} to {size['seeds_high']} at the "
             f"80 % limits of that deviation), each scored on {size['pictures_drawn']} pictures; to "
             f"tell one pair of trained models apart, {size['pictures']} pictures of as many more "
