@@ -27,7 +27,7 @@ try:
     from prefect import flow, get_run_logger, task
     from prefect.artifacts import create_markdown_artifact
     from prefect.cache_policies import NO_CACHE
-    from prefect.futures import PrefectFuture, as_completed
+    from prefect.futures import PrefectConcurrentFuture, as_completed
     from prefect.task_runners import ThreadPoolTaskRunner
 except ModuleNotFoundError as missing:
     sentence = explain(missing)
@@ -194,7 +194,8 @@ def _run_all(
     made: dict[Job, Experiment], parent: str, at_once: int, started: float, hours: float | None
 ) -> tuple[list[Result], list[BaseException]]:
     """Run each experiment once the one it goes on from is done, so many at a time."""
-    waiting, running = list(made), dict[PrefectFuture[Result], Job]()
+    waiting: list[Job] = list(made)
+    running: dict[PrefectConcurrentFuture[Result], Job] = {}
     done: dict[Job, Result] = {}
     failed: list[BaseException] = []
 
@@ -203,7 +204,8 @@ def _run_all(
         free = [job for job in waiting if _before(job) is None or _before(job) in done]
         return free[0] if free and not late and len(running) < at_once else None
 
-    with ThreadPoolTaskRunner(max_workers=at_once) as threads:
+    runner: ThreadPoolTaskRunner[Result] = ThreadPoolTaskRunner(max_workers=at_once)
+    with runner as threads:
         try:
             while True:
                 while (job := ready()) is not None:
