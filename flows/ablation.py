@@ -6,32 +6,28 @@ when the one it goes on from is done. docs/ablation.md says what the groups are.
 """
 
 import argparse
-import json
-import shutil
+import os
 import signal
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from components.compose import composed, load
 from components.errors import UserError, explain, say
-from components.evaluation.ablation import COMPARED, GROUPS, Result, path
+from components.evaluation.ablation import GROUPS, Result, path
 from components.files import hash_of
 from components.home import checkout
 from components.tracking import open_run, recall
-from flows.pipeline import StageFailed, data, run, stop_all
+from flows.experiments import Experiment, commit_of, git
+from flows.pipeline import StageFailed, data, stop_all
 
 try:
     from prefect import flow, get_run_logger, task
     from prefect.artifacts import create_markdown_artifact
     from prefect.cache_policies import NO_CACHE
-    from prefect.futures import PrefectFuture, as_completed
+    from prefect.futures import PrefectConcurrentFuture, as_completed
     from prefect.task_runners import ThreadPoolTaskRunner
 except ModuleNotFoundError as missing:
     sentence = explain(missing)
@@ -42,81 +38,34 @@ except ModuleNotFoundError as missing:
 REPORT = Path("reports/ablation")
 Job = tuple[int, str]  # seed, group
 
-# DVC puts an experiment aside in the workspace, then takes what was put aside last: two that start
-# in the same seconds could take each other's.
-_starting = threading.Lock()
-_reading = threading.Lock()
 
+def _parameters(jobs: Sequence[Job], own: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The parameters of each group with these overrides.
 
-@dataclass(frozen=True)
-class Experiment:
-    """One group with one seed.
-
-    name: of the experiment, the same exactly where code, parameters and data are the same.
-    settings: overrides of the parameter tree.
+    Raises UserError for some that cannot be meant, or for other raw pictures than those here.
     """
-
-    group: str
-    seed: int
-    name: str
-    settings: tuple[str, ...]
-
-    @property
-    def targets(self) -> list[str]:
-        """The stages of dvc.yaml that give the group's figures."""
-        group = GROUPS[self.group]
-        compared = [f"compare@{group.model}"] if self.group in COMPARED else []
-        return [group.evaluation, *compared]
-
-    def read(self, file: str) -> str:
-        """The text of one of the finished experiment's files under metrics/."""
-        import dvc.api
-
-        with _reading:
-            return dvc.api.read(f"metrics/{file}.json", rev=_commit(self.name))
-
-    def result(self) -> Result:
-        """Its figures."""
-        model = GROUPS[self.group].model
-        files = [f"evaluate/{model}", f"train/{model}"]
-        files += [f"compare/{model}"] if self.group in COMPARED else []
-        return Result.of(self.group, self.seed, *(json.loads(self.read(file)) for file in files))
-
-    def run(self, name: str, targets: Sequence[str], parent: str) -> None:
-        """Run it up to these stages as the experiment `name`; its runs join `parent`.
-
-        Raises:
-            StageFailed: a stage failed, or was ended.
-        """
-        chosen = [part for setting in self.settings for part in ("-S", setting)]
-        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "exp", "run", "--temp"]
-        command += ["-n", name, *chosen, *targets]
-        with _copy_of(name), _start() as heard:
-            run(name, command, {"DJEPA_PARENT_RUN": parent}, heard)
+    params, drawn = {}, _world(load())
+    for group in dict.fromkeys(group for _, group in jobs):
+        params[group] = composed([*own, f"ablation={group}"])
+        if _world(params[group]) != drawn:
+            raise UserError(
+                f"With {own[0]} other raw pictures are drawn than params.yaml has: run `djepa "
+                f"compose {own[0]}` first, or name a scale of the same `data` with --scale."
+            )
+    return params
 
 
 def _experiments(
-    jobs: Sequence[Job], scale: str, overrides: Sequence[str]
+    jobs: Sequence[Job], own: Sequence[str], params: dict[str, dict[str, Any]], threads: int
 ) -> dict[Job, Experiment]:
-    """The experiment of each job. Hydra composes in the main thread alone.
-
-    Raises UserError for parameters that cannot be meant, or other raw pictures than those here.
-    """
-    code = [_git("rev-parse", "HEAD"), _git("diff", "HEAD")]
-    made: dict[Job, Experiment] = {}
-    params: dict[str, dict[str, Any]] = {}
+    """The experiment of each job, in the order of the jobs."""
+    code = [git("rev-parse", "HEAD"), git("diff", "HEAD")]
+    made = {}
     for seed, group in jobs:
-        own = (f"scale={scale}", f"ablation={group}", *overrides)
-        if group not in params:
-            params[group] = composed(own)
-            if _world(params[group]) != _world(load()):
-                raise UserError(
-                    f"Scale {scale} draws other raw pictures than params.yaml has: run `djepa "
-                    f"compose scale={scale}` first, or name a scale of the same `data`."
-                )
         digest = hash_of([*code, params[group] | {"seed": seed}])[:8]
-        name = f"{scale}-{group}-{seed}-{digest}"
-        made[seed, group] = Experiment(group, seed, name, (*own, f"seed={seed}"))
+        name = f"{params[group]['scale']}-{group}-{seed}-{digest}"
+        settings = (*own, f"ablation={group}", f"seed={seed}")
+        made[seed, group] = Experiment(group, seed, name, settings, threads)
     return made
 
 
@@ -124,57 +73,11 @@ def _world(params: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in params["data"].items() if name != "encode"}
 
 
-def _commit(name: str) -> str | None:
-    """The commit of a finished experiment, or None."""
-    return _git("for-each-ref", "--format=%(objectname)", f"refs/exps/*/*/{name}") or None
-
-
-@contextmanager
-def _start() -> Iterator[Callable[[str], None]]:
-    """Hold the lock until the function that is yielded hears that DVC has made its copy."""
-    _starting.acquire()
-    held = True
-
-    def heard(line: str) -> None:
-        nonlocal held
-        if held and line.startswith("Reproducing experiment"):
-            held = False
-            _starting.release()
-
-    try:
-        yield heard
-    finally:
-        if held:
-            _starting.release()
-
-
-@contextmanager
-def _copy_of(name: str) -> Iterator[None]:
-    """Remove the copy that an experiment leaves when it is killed: it can be large."""
-    try:
-        yield
-    finally:
-        for note in Path(".dvc/tmp/exps/run").glob("*/*.run"):
-            told = json.loads(note.read_text())
-            if told.get("name") == name:
-                shutil.rmtree(told["root_dir"], ignore_errors=True)
-
-
-def _git(*arguments: str) -> str:
-    answer = subprocess.run(["git", *arguments], capture_output=True, text=True)
-    if answer.returncode:
-        raise UserError(
-            f"`git {' '.join(arguments)}` failed ({answer.stderr.strip()}): an ablation needs a "
-            "git checkout with a commit; run it in the top folder of one."
-        )
-    return answer.stdout.strip()
-
-
 @task(cache_policy=NO_CACHE, task_run_name="prepare")
 def prepare(first: Experiment, parent: str) -> None:
     """What all groups share, once: two that start together would both do it."""
     name = f"{first.name}-encode"
-    if _commit(name) is None:
+    if commit_of(name) is None:
         first.run(name, ["encode"], parent)
 
 
@@ -189,7 +92,7 @@ def one(experiment: Experiment, before: Sequence[Experiment], parent: str) -> Re
     tracker = open_run(f"{group}, seed {seed}", tags, parent)
     status = "FAILED"
     try:
-        if _commit(experiment.name) is None:
+        if commit_of(experiment.name) is None:
             experiment.run(experiment.name, experiment.targets, tracker.run_id)
         else:
             get_run_logger().info("%s is there", experiment.name)
@@ -200,8 +103,9 @@ def one(experiment: Experiment, before: Sequence[Experiment], parent: str) -> Re
         # runs of the stages are named, also of those that another group ran.
         for each in (*before, experiment):
             model, found = GROUPS[each.group].model, each.result()
+            scores = {"overall": found.score, "all.overall": found.all_score}
             tracker.log_metrics(
-                {"path/geneval.overall": found.score, "path/geneval.all": found.all_score},
+                {f"by_images/geneval.{name}": value for name, value in scores.items()},
                 step=found.images,
             )
             for file in (f"train/{model}", f"evaluate/{model}"):
@@ -211,6 +115,9 @@ def one(experiment: Experiment, before: Sequence[Experiment], parent: str) -> Re
         tracker.set_tags(tags)
         status = "FINISHED"
         return result
+    except StageFailed as failure:
+        status = "KILLED" if failure.code < 0 else "FAILED"
+        raise
     finally:
         tracker.end(status)
 
@@ -252,11 +159,15 @@ def ablation(
     from components.evaluation.ablation_report import write_ablation
 
     started, log = time.monotonic(), get_run_logger()
+    if seeds < 1 or at_once < 1:
+        raise UserError(f"--seeds {seeds} --at-once {at_once}: give whole numbers from 1 on.")
     jobs = _jobs(groups, seeds)
-    _experiments(jobs, scale, overrides)  # refused before pictures are drawn
+    own = [f"scale={scale}", *overrides]
+    params = _parameters(jobs, own)
     data()
-    made = _experiments(jobs, scale, overrides)  # data.dvc may have changed
-    key = hash_of([scale, sorted(overrides), _git("rev-parse", "HEAD"), load()["data"]])
+    threads = max(1, (os.cpu_count() or 1) // at_once)
+    made = _experiments(jobs, own, params, threads)
+    key = hash_of([sorted(own), git("rev-parse", "HEAD"), load()["data"]])
     parent = open_run(f"ablation {scale}", {"kind": "ablation", "ablation.key": key})
     status = "KILLED"
     try:
@@ -283,7 +194,8 @@ def _run_all(
     made: dict[Job, Experiment], parent: str, at_once: int, started: float, hours: float | None
 ) -> tuple[list[Result], list[BaseException]]:
     """Run each experiment once the one it goes on from is done, so many at a time."""
-    waiting, running = list(made), dict[PrefectFuture[Result], Job]()
+    waiting: list[Job] = list(made)
+    running: dict[PrefectConcurrentFuture[Result], Job] = {}
     done: dict[Job, Result] = {}
     failed: list[BaseException] = []
 
@@ -292,7 +204,8 @@ def _run_all(
         free = [job for job in waiting if _before(job) is None or _before(job) in done]
         return free[0] if free and not late and len(running) < at_once else None
 
-    with ThreadPoolTaskRunner(max_workers=at_once) as threads:
+    runner: ThreadPoolTaskRunner[Result] = ThreadPoolTaskRunner(max_workers=at_once)
+    with runner as threads:
         try:
             while True:
                 while (job := ready()) is not None:

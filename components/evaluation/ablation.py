@@ -47,7 +47,7 @@ GROUPS = {
     "F": Group("C", "r1", 2, "SAS + CMS (auto)", 0.63),
     "G": Group("F", "r2", 3, "SAS + CMS (auto)", 0.66),
     "H": Group("G", "r3", 4, "SAS + CMS (auto)", 0.173),
-    "I": Group("G", "r3", 4, "SAS + CMS (simulated rater; the paper: people)", 0.356),
+    "I": Group("G", "r3", 4, "SAS + CMS (simulated rater)", 0.356),
 }
 COMPARED = ("H", "I")  # also against G's model, by win rate
 LINES = (("A", "B"), ("C", "D", "E"), ("C", "F", "G", "H"), ("G", "I"))  # of the plot
@@ -100,14 +100,19 @@ class Result:
         """From metrics/evaluate/MODEL.json, metrics/train/MODEL.json, metrics/compare/MODEL.json"""
         scores = evaluation["geneval"]
         whole = scores.get("all", scores)
-        names = ("overall", "chance", "stderr", "n")
         return cls(
-            group,
-            seed,
-            int(training["images_total"]),
-            *(scores[name] for name in names),
-            *(whole[name] for name in names),
-            win,
+            group=group,
+            seed=seed,
+            images=int(training["images_total"]),
+            score=scores["overall"],
+            chance=scores["chance"],
+            stderr=scores["stderr"],
+            pictures=scores["n"],
+            all_score=whole["overall"],
+            all_chance=whole["chance"],
+            all_stderr=whole["stderr"],
+            all_pictures=whole["n"],
+            win=win,
         )
 
     def figures(self) -> dict[str, float]:

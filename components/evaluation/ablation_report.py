@@ -42,8 +42,8 @@ def page(found: Mapping[str, Any], about: Mapping[str, Any]) -> str:
         _markdown(group_rows(found)),
         "*The paper's figures are its own: 2.6 B parameters, a billion pairs, 100,000 steps of "
         "2048 a phase, its GenEval prompts; for H and I its win rate against Midjourney v6, where "
-        "ours is over G's model, on the same prompts, by the embedded detector. They are beside "
-        "ours to compare directions, not sizes.*",
+        "ours is over G's model, on the same prompts, by the embedded detector; people labelled "
+        "for its I. They are beside ours to compare directions, not sizes.*",
     ]
     if found["effects"]:
         parts += [
@@ -108,7 +108,7 @@ def _sizes(found: Mapping[str, Any]) -> str:
             continue
         said.append(
             f"- {words}: paired differences deviate by {size['deviation']:.3f} from seed to seed "
-            f"({size['degrees_of_freedom']} degrees of freedom, all pairs together), so "
+            f"({size['degrees_of_freedom']} degrees of freedom, the pairs as if independent), so "
             f"{size['seeds']} seeds a group ({size['seeds_low']} to {size['seeds_high']} at the "
             f"80 % limits of that deviation), each scored on {size['pictures_drawn']} pictures; to "
             f"tell one pair of trained models apart, {size['pictures']} pictures of as many more "
@@ -133,7 +133,7 @@ def plot(found: Mapping[str, Any], out: Path) -> None:
             x = [groups[name]["images"] + shift for name in names]
             y = [groups[name][kind]["mean"] for name in names]
             error = [_error(groups[name], kind) for name in names]
-            label = f"{'–'.join(names)}: {groups[names[-1]]['feedback'].split(';')[0]}"
+            label = f"{'–'.join(names)}: {groups[names[-1]]['feedback']}"
             axes.errorbar(x, y, yerr=error, marker="o", capsize=3, label=label)
             for name, a, b in zip(names, x, y, strict=True):
                 axes.annotate(name, (a, b), (4, 5), textcoords="offset points", fontsize=9)
