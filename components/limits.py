@@ -99,6 +99,7 @@ LIMITS: dict[str, Limit] = {
     "feedback.critic_training.epochs": COUNT,
     "feedback.critic_training.batch": COUNT,
     "feedback.critic_training.lr": POSITIVE,
+    "feedback.workers": COUNT,
     "feedback.critic_training.folds": Limit("a whole number from 2 on", 2, whole=True),
     "dpo.prompts": COUNT,
     "dpo.images": COUNT,

@@ -54,6 +54,7 @@ def params(critic="resnet18", labels="auto", **training):
             "similarity": {"auto": 0.3, "human": 0.5},
             "simulated_rater": {"realism": 0.5, "noise": 0.0},
             "rounds": {"r1": {"model": "phase1", "critic": "none", "labels": labels}},
+            "workers": 1,
             "critic_training": {
                 "size": 16,
                 "epochs": 3,

@@ -86,6 +86,7 @@ def params():
             "similarity": {"auto": -1.0, "human": 0.5},
             "simulated_rater": {"realism": 0.8, "noise": 0.1},
             "rounds": {"r1": {"model": "phase1", "critic": "none", "labels": "auto"}},
+            "workers": 1,
             "critic_training": {
                 "size": 16,
                 "epochs": 1,

@@ -1,6 +1,7 @@
 """The critic network: a ResNet-18 with one output, its training and its scores (paper, 3.2)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,15 @@ class CornerConv(nn.Conv2d):
             return super().forward(x)
         kernel = self.weight[:, :, 1 : 1 + h, 1 : 1 + w]
         return F.linear(x.flatten(1), kernel.flatten(1))[:, :, None, None]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A trained critic, the mean loss of each epoch, its scores (m,) of pictures held out."""
+
+    network: nn.Module
+    losses: list[float]
+    held: np.ndarray
 
 
 def build(seed: int) -> nn.Module:
@@ -176,6 +186,28 @@ def train(
         losses.append(float(np.mean(seen)))
     network.eval()
     return losses
+
+
+def learner(
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    previous: Path | None,
+    settings: Mapping[str, Any],
+    seed: int,
+) -> Callable[[tuple[np.ndarray, np.ndarray]], Learned]:
+    """Make the function that trains a critic on some labelled pictures and scores others.
+
+    Its argument is (places to learn from, places held out) among pixels (m, s, s, 3) and
+    labels (m,); the others as in `start` and `train`. For `processes.spread`.
+    """
+
+    def learn(part: tuple[np.ndarray, np.ndarray]) -> Learned:
+        places, out = part
+        network, _ = start(previous, seed)
+        losses = train(network, pixels[places], labels[places], settings, seed)
+        return Learned(network.cpu(), losses, score(network, pixels[out]))
+
+    return learn
 
 
 @one_thread()

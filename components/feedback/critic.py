@@ -8,6 +8,7 @@ the other way round; only this way fits what it does with it.
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from components.errors import UserError
 from components.feedback.labels import Labelled, label
 from components.feedback.retrieval import folds, labelled_pictures
 from components.files import atomic_file, atomic_folder, write_json
+from components.processes import spread
 from components.progress import Progress
 from components.tokens.pictures import keys_hash, read_manifest
 from components.tracking import Tracker
@@ -206,20 +208,27 @@ def _critic(
     }
     pictures = np.stack([small[int(row)] for row in places])
     truth, whose = labelled["label"].to_numpy(bool), labelled["reference"].to_numpy()
-    network, started = classifier.start(previous, seed)
+    started = classifier.start(previous, seed)[1]
     print(f"critic: {len(labelled)} labelled pictures, {positive:.2f} positive, from {started}")
     # Judged by critics that each learned without a part of the references, on that part: of a
     # few hundred labels one part alone says next to nothing. The one that is kept learns all.
+    parts = folds(truth, whose, int(settings["folds"]), seed)
+    everything = (np.arange(len(truth)), np.arange(0))
+    *judges, kept = spread(
+        partial(classifier.learner, pictures, truth, previous, settings, seed),
+        [*parts, everything],
+        int(feedback["workers"]),
+        "A process that trained a critic ended by itself, most often for want of memory: set "
+        "feedback.workers to 1 and run the stage again.",
+    )
     held = np.empty(len(truth), np.float32)
-    for learned, out in folds(truth, whose, int(settings["folds"]), seed):
-        judged, _ = classifier.start(previous, seed)
-        classifier.train(judged, pictures[learned], truth[learned], settings, seed)
-        held[out] = classifier.score(judged, pictures[out])
+    for (_, out), judge in zip(parts, judges, strict=True):
+        held[out] = judge.held
     report |= {"started_from": started, **quality(truth, held, whose, seed)}
     why = no_better_than_chance(report)
     if why:
         return _refuse(why, folder, whole, report, config)
-    report["losses"] = classifier.train(network, pictures, truth, settings, seed)
+    network, report["losses"] = kept.network, kept.losses
 
     showcase, began, done = Showcase(int(settings["shown"])), time.monotonic(), 0
     scores = np.empty(len(whole.keys), np.float32)
