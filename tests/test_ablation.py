@@ -117,7 +117,6 @@ def test_power_and_sample_size_of_the_paired_t_test_are_the_known_ones() -> None
     # Cohen 1988 and every package: d = 0.5 needs 34 pairs, d = 1 ten, d = 0.2 199.
     assert [seeds_needed(0.05 / d) for d in (0.5, 1.0, 0.2)] == [34, 10, 199]
     assert power(34, 0.5) == pytest.approx(0.8078, abs=1e-3)
-    assert seeds_needed(0.0) == 2
 
 
 def test_sample_size_agrees_with_drawn_experiments() -> None:
@@ -199,9 +198,10 @@ def test_page_plot_and_json_of_any_part_of_the_table(kept: str, seeds: int, tmp_
     assert read["about"]["scale"] == "micro"
 
 
-def test_no_spread_at_all_needs_two_seeds() -> None:
-    same = [replace(r, score=0.3, all_score=0.3) for r in made_up(3)]
-    assert summary(same)["sample_size"]["score"]["seeds"] == 2
+def test_scores_all_alike_tell_no_sample_size(tmp_path: Path) -> None:
+    same = [replace(r, score=0.0, all_score=0.0) for r in made_up(3)]
+    assert summary(same)["sample_size"] == {"score": None, "all": None}
+    assert "would be visible" not in write_ablation(same, tmp_path, {})
 
 
 # The flow.
