@@ -27,7 +27,7 @@ try:
     from prefect import flow, get_run_logger, task
     from prefect.artifacts import create_markdown_artifact
     from prefect.cache_policies import NO_CACHE
-    from prefect.futures import PrefectConcurrentFuture, as_completed
+    from prefect.futures import PrefectFuture, as_completed
     from prefect.task_runners import ThreadPoolTaskRunner
 except ModuleNotFoundError as missing:
     sentence = explain(missing)
@@ -122,8 +122,10 @@ def one(experiment: Experiment, before: Sequence[Experiment], parent: str) -> Re
         tracker.end(status)
 
 
-def _jobs(groups: Sequence[str], seeds: int) -> list[Job]:
+def _jobs(groups: Sequence[str], seeds: int, at_once: int) -> list[Job]:
     """Every seed of every group and of those it goes on from, each after what it needs."""
+    if seeds < 1 or at_once < 1:
+        raise UserError(f"--seeds {seeds} --at-once {at_once}: give whole numbers from 1 on.")
     unknown = [name for name in groups if name not in GROUPS]
     if unknown or not groups:
         raise UserError(
@@ -159,10 +161,8 @@ def ablation(
     from components.evaluation.ablation_report import write_ablation
 
     started, log = time.monotonic(), get_run_logger()
-    if seeds < 1 or at_once < 1:
-        raise UserError(f"--seeds {seeds} --at-once {at_once}: give whole numbers from 1 on.")
-    jobs = _jobs(groups, seeds)
     own = [f"scale={scale}", *overrides]
+    jobs = _jobs(groups, seeds, at_once)
     params = _parameters(jobs, own)
     data()
     threads = max(1, (os.cpu_count() or 1) // at_once)
@@ -195,7 +195,7 @@ def _run_all(
 ) -> tuple[list[Result], list[BaseException]]:
     """Run each experiment once the one it goes on from is done, so many at a time."""
     waiting: list[Job] = list(made)
-    running: dict[PrefectConcurrentFuture[Result], Job] = {}
+    running: dict[PrefectFuture[Result], Job] = {}
     done: dict[Job, Result] = {}
     failed: list[BaseException] = []
 
@@ -221,9 +221,9 @@ def _run_all(
                     running[future] = job
                 if not running:
                     break
-                future = next(iter(as_completed(list(running))))
-                job = running.pop(future)
-                result = future.result(raise_on_failure=False)
+                finished = next(as_completed(list(running)))
+                job = running.pop(finished)
+                result = finished.result(raise_on_failure=False)
                 if isinstance(result, Result):
                     done[job] = result
                 else:
@@ -254,7 +254,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(parser.parse_intermixed_args(arguments))
     options["groups"] = [name.strip() for name in options["groups"].split(",") if name.strip()]
     try:
+        # Refused before Prefect's server is started, as in pipeline.py.
         checkout()
+        jobs = _jobs(options["groups"], options["seeds"], options["at_once"])
+        _parameters(jobs, [f"scale={options['scale']}", *options["overrides"]])
         print(ablation(**options))
     except StageFailed as failure:
         print(f"ablation: {failure}", file=sys.stderr)

@@ -154,8 +154,8 @@ def seeds_needed(deviation: float, effect: float = EFFECT) -> int:
 
     deviation: of the paired differences from seed to seed.
     """
-    if deviation <= 0:
-        return 2
+    if not deviation > 0:
+        raise ValueError("Without spread there is no sample size.")
     ratio, low, high = effect / deviation, 1, 2
     while power(high, ratio) < POWER:
         low, high = high, 2 * high
@@ -240,7 +240,7 @@ def _effect(
             effect[kind] |= {
                 "deviation": deviation,
                 "deviation_prompts": math.sqrt(float(np.mean(noise))),
-                "seeds_needed": seeds_needed(deviation),
+                "seeds_needed": seeds_needed(deviation) if deviation > 0 else None,
             }
     if after not in COMPARED:
         effect["paper"] = round(GROUPS[after].paper - GROUPS[before].paper, 3)
@@ -259,6 +259,8 @@ def _sample_size(
     if not known:
         return None
     freedom = sum(df for _, df in known)
+    if not any(sd > 0 for sd, _ in known):  # all scores alike, as at chance: nothing to tell
+        return None
     deviation = math.sqrt(sum(sd**2 * df for sd, df in known) / freedom)
     stderr, pictures = ("stderr", "pictures") if kind == "score" else ("all_stderr", "all_pictures")
     error = math.sqrt(float(np.mean([getattr(r, stderr) ** 2 for r in results])))

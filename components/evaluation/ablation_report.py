@@ -85,7 +85,7 @@ def effect_rows(found: Mapping[str, Any]) -> Rows:
     """Head and one row a pair of groups."""
     rows = [["", "what differs", "seeds", "held-out", "all", "seeds for 0.05", "*paper*"]]
     for effect in found["effects"]:
-        needed = effect["score"].get("seeds_needed")
+        needed, on_all = (effect[kind].get("seeds_needed") or "–" for kind in ("score", "all"))
         rows.append(
             [
                 effect["pair"],
@@ -93,7 +93,7 @@ def effect_rows(found: Mapping[str, Any]) -> Rows:
                 str(len(effect["seeds"])),
                 _interval(effect["score"]),
                 _interval(effect["all"]),
-                "–" if needed is None else f"{needed} (all: {effect['all']['seeds_needed']})",
+                f"{needed} (all: {on_all})",
                 f"*{effect['paper']:+.2f}*" if "paper" in effect else "–",
             ]
         )
