@@ -141,6 +141,7 @@ def train(
     labels: np.ndarray,
     settings: Mapping[str, Any],
     seed: int,
+    name: str = "critic",
 ) -> list[float]:
     """Train in place by binary cross-entropy; returns the mean loss of each epoch.
 
@@ -168,7 +169,7 @@ def train(
         lambda i: min(6 * (i + 1) / total, 0.5 + 0.5 * float(np.cos(np.pi * i / total))),
     )
     targets = torch.from_numpy(np.asarray(labels, np.float32)).to(device)
-    progress, losses = Progress("critic", total, "steps"), []
+    progress, losses = Progress(name, total, "steps"), []
     network.train()
     for epoch in range(epochs):
         order = torch.randperm(m, generator=generator).numpy()
@@ -194,17 +195,18 @@ def learner(
     previous: Path | None,
     settings: Mapping[str, Any],
     seed: int,
-) -> Callable[[tuple[np.ndarray, np.ndarray]], Learned]:
+) -> Callable[[tuple[str, np.ndarray, np.ndarray]], Learned]:
     """Make the function that trains a critic on some labelled pictures and scores others.
 
-    Its argument is (places to learn from, places held out) among pixels (m, s, s, 3) and
-    labels (m,); the others as in `start` and `train`. For `processes.spread`.
+    Its argument is (what progress calls it, places to learn from, places held out) among
+    pixels (m, s, s, 3) and labels (m,); the others as in `start` and `train`. For
+    `processes.spread`.
     """
 
-    def learn(part: tuple[np.ndarray, np.ndarray]) -> Learned:
-        places, out = part
+    def learn(part: tuple[str, np.ndarray, np.ndarray]) -> Learned:
+        name, places, out = part
         network, _ = start(previous, seed)
-        losses = train(network, pixels[places], labels[places], settings, seed)
+        losses = train(network, pixels[places], labels[places], settings, seed, name)
         return Learned(network.cpu(), losses, score(network, pixels[out]))
 
     return learn

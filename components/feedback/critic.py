@@ -213,10 +213,10 @@ def _critic(
     # Judged by critics that each learned without a part of the references, on that part: of a
     # few hundred labels one part alone says next to nothing. The one that is kept learns all.
     parts = folds(truth, whose, int(settings["folds"]), seed)
-    everything = (np.arange(len(truth)), np.arange(0))
-    *judges, kept = spread(
+    judged = [(f"critic without part {i}", *part) for i, part in enumerate(parts, 1)]
+    kept, *judges = spread(
         partial(classifier.learner, pictures, truth, previous, settings, seed),
-        [*parts, everything],
+        [("critic", np.arange(len(truth)), np.arange(0)), *judged],  # what takes longest first
         int(feedback["workers"]),
         "A process that trained a critic ended by itself, most often for want of memory: set "
         "feedback.workers to 1 and run the stage again.",
