@@ -84,7 +84,9 @@ def critic(
             report = _critic(
                 Path(references), Path(curated), previous, labelled, folder, round_name, params
             )
-        write_json(folder / "report.json", report)
+        # Without times: they would make another output of the same critic.
+        timed = ("score_seconds", "score_microseconds")
+        write_json(folder / "report.json", {k: v for k, v in report.items() if k not in timed})
     write_json(Path(metrics_out), report)
     if kind != "none":
         _track(tracker, Path(out), report)
