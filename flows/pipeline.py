@@ -28,8 +28,6 @@ try:
     from prefect.client.schemas.objects import TaskRun
     from prefect.runtime import flow_run
     from prefect.states import State
-
-    from flows.people import wait_for_labels
 except ModuleNotFoundError as missing:
     sentence = explain(missing)
     if __name__ != "__main__" or sentence is None:
@@ -181,6 +179,8 @@ def _ask(round_name: str) -> None:
     params = load()
     file = missing_labels(round_name, params)
     if file is not None:
+        from flows.people import wait_for_labels  # imports pandas: a fifth of the flow's start
+
         wait_for_labels(round_name, file, params["feedback"]["people"])
 
 
