@@ -33,8 +33,11 @@ def test_encoded_set_gives_rungs_latents_text_and_notions(encoded):
     assert states.shape == (2, 6, 24) and mask.all()
     assert len(encoded) == 36 and encoded.shards == {"00000": 18, "00001": 18}
     assert encoded.keys == keys_hash(encoded.index["key"])
-    assert encoded.keys_of([]) == []
-    assert encoded.keys_of([20, 3, 20]) == encoded.index["key"][[20, 3, 20]].tolist()
+    for wanted in ([], [20, 3, 20]):
+        found = encoded.columns(["key", "caption"], np.array(wanted, int))
+        assert found.to_dict("list") == encoded.index.iloc[wanted][["key", "caption"]].to_dict(
+            "list"
+        )
     assert encoded.attribute_names == {
         "notion": ["red", "blue", "green"],
         "style": [],

@@ -8,10 +8,12 @@ of losing the long tail. One byte a sample, saturating at 255, a file a shard.
 
 import tempfile
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from components.errors import UserError
 from components.files import atomic_folder, read_json, write_json
@@ -83,11 +85,6 @@ class Ledger:
             counts[:] = saved
         return ledger
 
-    def never(self) -> Iterator[np.ndarray]:
-        """Ids (int64, ascending) of the samples never drawn, some at a time."""
-        for start in range(0, len(self.drawn), CHUNK):
-            yield start + np.flatnonzero(self.drawn[start : start + CHUNK] == 0)
-
     def report(self) -> dict[str, Any]:
         """Figures of coverage: the tail never drawn, in all and in the shards where it is worst.
 
@@ -145,12 +142,8 @@ def coverage(ledger: Ledger, encoded: "EncodedSet") -> dict[str, Any]:
             },
         }
         start += len(names)
-    first: list[int] = []
-    for ids in ledger.never():
-        first += ids[: KEYS - len(first)].tolist()
-        if len(first) == KEYS:
-            break
-    return ledger.report() | {"attributes": kinds, "never_keys": encoded.keys_of(first)}
+    first = list(islice(_never(ledger, encoded), KEYS))
+    return ledger.report() | {"attributes": kinds, "never_keys": first}
 
 
 def never_drawn(state: Path, encoded: "EncodedSet") -> Iterator[str]:
@@ -163,5 +156,10 @@ def never_drawn(state: Path, encoded: "EncodedSet") -> Iterator[str]:
     ledger = Ledger.load(state / "ledger")
     if ledger.shards != encoded.shards:
         raise UserError(f"{state} was trained on other samples than {encoded.folder} has.")
-    for ids in ledger.never():
-        yield from encoded.keys_of(ids)
+    yield from _never(ledger, encoded)
+
+
+def _never(ledger: Ledger, encoded: "EncodedSet") -> Iterator[str]:
+    for start, batch in encoded.batches(["key"]):
+        drawn = ledger.drawn[start : start + len(batch)]
+        yield from map(str, batch.column(0).filter(pa.array(drawn == 0)).to_pylist())

@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from components.errors import UserError
 from components.files import atomic_file, atomic_folder, write_json
@@ -132,11 +130,10 @@ def _references(
 
     pipe = DJEPAPipeline.from_pretrained(model_dir)
     # Only samples that reach a rung have latents, and are ever trained on.
-    index, seed = encoded_dir / "index.parquet", int(params["seed"])
-    samples = pq.read_metadata(index).num_rows
+    seed = int(params["seed"])
     rows_of = [encoded.rows(rung) for rung in encoded.rungs]
-    usable = searched(rows_of, samples, int(settings["among"]), seed)
-    texts = keys_and_captions(index, usable)
+    usable = searched(rows_of, len(encoded), int(settings["among"]), seed)
+    texts = encoded.columns(["key", "caption"], usable)
     prompt, position, similarity = retrieve(
         describe.texts(pipe, [m["prompt"] for m in prompts]),
         texts["caption"].tolist(),
@@ -174,16 +171,6 @@ def _references(
         "retrieved": len(ids),
         "features": "mean and standard deviation of the latent channels",
     }
-
-
-def keys_and_captions(index: Path, ids: np.ndarray) -> pd.DataFrame:
-    """Columns key and caption of the samples `ids` (ascending), read a batch of rows at a time."""
-    parts, start = [], 0
-    for batch in pq.ParquetFile(index).iter_batches(columns=["key", "caption"]):
-        mine = ids[(ids >= start) & (ids < start + len(batch))] - start
-        parts.append(batch.take(pa.array(mine)))
-        start += len(batch)
-    return pa.Table.from_batches(parts).to_pandas()
 
 
 def _grid(out: Path, table: pd.DataFrame, images: list[Any], columns: int = 8) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -62,20 +62,25 @@ class EncodedSet(ABC):
         """The curated manifest, a row a sample; read when it is first asked for."""
         return pd.read_parquet(self.folder / "index.parquet")
 
-    def keys_of(self, ids: Iterable[int]) -> list[str]:
-        """Keys of samples, in the order asked for, without the whole index in memory."""
-        wanted = np.asarray(list(ids), np.int64)
-        found: dict[int, str] = {}
+    def batches(self, columns: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Columns of the index, some rows at a time, each with the id of its first row."""
         start = 0
-        last = int(wanted.max(initial=-1))
-        for batch in pq.ParquetFile(self.folder / "index.parquet").iter_batches(columns=["key"]):
-            here = np.unique(wanted[(wanted >= start) & (wanted < start + len(batch))])
-            keys = batch.column(0).take(pa.array(here - start)).to_pylist()
-            found.update(zip(here.tolist(), map(str, keys), strict=True))
-            start += len(batch)
-            if start > last:
+        with pq.ParquetFile(self.folder / "index.parquet") as file:
+            for batch in file.iter_batches(columns=list(columns)):
+                yield start, batch
+                start += len(batch)
+
+    def columns(self, names: Sequence[str], ids: np.ndarray) -> pd.DataFrame:
+        """Columns of the index, a row for each of `ids` (m,), without the whole of it in memory."""
+        wanted, place = np.unique(np.asarray(ids, np.int64), return_inverse=True)
+        parts: list[pa.RecordBatch] = []
+        for start, batch in self.batches(names):
+            first, end = np.searchsorted(wanted, (start, start + len(batch)))
+            parts.append(batch.take(pa.array(wanted[first:end] - start)))
+            if end == len(wanted):
                 break
-        return [found[i] for i in wanted.tolist()]
+        table = pa.Table.from_batches(parts).to_pandas() if parts else pd.DataFrame(columns=names)
+        return table.iloc[place].reset_index(drop=True)
 
     def attributes(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Attribute ids of samples (m,), end to end, and offsets (m + 1,) into them.
