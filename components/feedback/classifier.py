@@ -38,9 +38,13 @@ class CornerConv(nn.Conv2d):
 
 @dataclass(frozen=True)
 class Learned:
-    """A trained critic, the mean loss of each epoch, its scores (m,) of pictures held out."""
+    """A trained critic, where its weights came from, in words, the mean loss of each epoch.
+
+    held: its scores (m,) of the pictures held out.
+    """
 
     network: nn.Module
+    started: str
     losses: list[float]
     held: np.ndarray
 
@@ -205,9 +209,9 @@ def learner(
 
     def learn(part: tuple[str, np.ndarray, np.ndarray]) -> Learned:
         name, places, out = part
-        network, _ = start(previous, seed)
+        network, started = start(previous, seed)
         losses = train(network, pixels[places], labels[places], settings, seed, name)
-        return Learned(network.cpu(), losses, score(network, pixels[out]))
+        return Learned(network.cpu(), started, losses, score(network, pixels[out]))
 
     return learn
 

@@ -210,8 +210,7 @@ def _critic(
     }
     pictures = np.stack([small[int(row)] for row in places])
     truth, whose = labelled["label"].to_numpy(bool), labelled["reference"].to_numpy()
-    started = classifier.start(previous, seed)[1]
-    print(f"critic: {len(labelled)} labelled pictures, {positive:.2f} positive, from {started}")
+    print(f"critic: {len(labelled)} labelled pictures, {positive:.2f} positive")
     # Judged by critics that each learned without a part of the references, on that part: of a
     # few hundred labels one part alone says next to nothing. The one that is kept learns all.
     parts = folds(truth, whose, int(settings["folds"]), seed)
@@ -226,7 +225,8 @@ def _critic(
     held = np.empty(len(truth), np.float32)
     for (_, out), judge in zip(parts, judges, strict=True):
         held[out] = judge.held
-    report |= {"started_from": started, **quality(truth, held, whose, seed)}
+    print(f"critic: learned from {kept.started}")
+    report |= {"started_from": kept.started, **quality(truth, held, whose, seed)}
     why = no_better_than_chance(report)
     if why:
         return _refuse(why, folder, whole, report, config)
@@ -249,7 +249,7 @@ def _critic(
         "score_seconds": round(seconds, 2),
         "score_microseconds": round(1e6 * seconds / len(scores), 1),
     }
-    classifier.save(folder, network, config | {"drops": True, "started_from": started})
+    classifier.save(folder, network, config | {"drops": True, "started_from": kept.started})
     _write_scores(folder, whole.keys, scores)
     showcase.draw(folder / "critic.png", report)
     return report

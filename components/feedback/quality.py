@@ -3,16 +3,7 @@
 from typing import Any
 
 import numpy as np
-
-
-def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Chance that a positive scores above a negative, ties half, from labels (m,) bool of both.
-
-    scikit-learn's gives the same; its import and 500 resamples took four seconds.
-    """
-    negative = np.sort(scores[~labels])
-    below, up_to = (np.searchsorted(negative, scores[labels], side) for side in ("left", "right"))
-    return float((below + up_to).mean() / (2 * len(negative)))
+from sklearn.metrics import roc_auc_score
 
 
 def quality(
@@ -35,14 +26,14 @@ def quality(
         "auroc_interval": None,
     }
     if 0 < labels.sum() < len(labels):
-        result["auroc"] = auroc(labels, scores)
+        result["auroc"] = float(roc_auc_score(labels, scores))
         rng = np.random.default_rng(seed)
         drawn = []
         for _ in range(resamples):
             times = np.bincount(rng.integers(len(whose), size=len(whose)), minlength=len(whose))
             rows = np.repeat(np.arange(len(labels)), times[group])
             if 0 < labels[rows].sum() < len(rows):
-                drawn.append(auroc(labels[rows], scores[rows]))
+                drawn.append(roc_auc_score(labels[rows], scores[rows]))
         result["auroc_interval"] = [float(v) for v in np.quantile(drawn, [0.025, 0.975])]
     bins = np.clip((scores * 10).astype(int), 0, 9)
     table = [
