@@ -83,11 +83,12 @@ def compose(root: Path = Path(), overrides: Sequence[str] = ()) -> None:
     if overrides:
         _select(root, overrides)
     text = _composed(root / TREE, [])
-    check(yaml.safe_load(text))
+    params = yaml.safe_load(text)
+    check(params)
     if not (root / PARAMS).exists() or (root / PARAMS).read_text() != text:
         with atomic_file(root / PARAMS) as temporary:
             temporary.write_text(text)
-    _make_label_files(root, yaml.safe_load(text))
+    _make_label_files(root, params)
 
 
 def _make_label_files(root: Path, params: Mapping[str, Any]) -> None:
