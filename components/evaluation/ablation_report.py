@@ -125,10 +125,12 @@ def plot(found: Mapping[str, Any], out: Path) -> None:
     for axes, kind, words in zip(
         panels, ("score", "all"), ("held-out prompts", "all prompts"), strict=True
     ):
+        drawn: set[str] = set()
         for number, line in enumerate(LINES):
             names = [name for name in line if name in groups]
-            if len(names) < 1 or (number == 3 and "I" not in names):
+            if drawn.issuperset(names):  # a path of which only what it shares was run
                 continue
+            drawn.update(names)
             shift = (number - 1) * 0.004 * max(g["images"] for g in groups.values())
             x = [groups[name]["images"] + shift for name in names]
             y = [groups[name][kind]["mean"] for name in names]
