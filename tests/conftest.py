@@ -12,6 +12,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 Answer = subprocess.CompletedProcess[str]
+# Of every browser that a test starts; without the last three it asks the network for its own ends.
+CHROMIUM = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update",
+            "--disable-sync")  # fmt: skip
 
 
 @dataclass

@@ -29,6 +29,7 @@ from components.rating.exchange import bring_in, export, pairs, win_rate
 from components.rating.jobs import clean_name, label_job, order, pair_job, pending, shown, verdict
 from components.rating.server import make_app
 from components.rating.store import Store
+from tests.conftest import CHROMIUM
 
 HEADERS = {"X-Requested-With": "djepa-rate"}
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\">{{ 7*7 }} ' -- ‮"
@@ -503,13 +504,7 @@ class Browser:
 
     def __init__(self, driver: str, profile: Path) -> None:
         options = [
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
+            *CHROMIUM,
             "--window-size=1280,860",
             f"--user-data-dir={profile}",
         ]

@@ -19,7 +19,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.conftest import Checkout
+from tests.conftest import CHROMIUM, Checkout
 from tests.test_graph import copy, runs
 
 pytestmark = pytest.mark.slow
@@ -128,13 +128,7 @@ def rendered(url: str, folder: Path) -> str:
     answer = subprocess.run(
         [
             browser,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
+            *CHROMIUM,
             f"--user-data-dir={folder / 'profile'}",
             "--virtual-time-budget=30000",
             "--dump-dom",
