@@ -166,10 +166,11 @@ def test_cron_deployment_gets_scheduled_runs(checkout: Checkout) -> None:
     with started(checkout, *server):
         wait_for("the Prefect server", lambda: answers(f"{api}/health"))
         script = (
-            "from prefect import flow\n"
             "from flows.pipeline import pipeline\n"
-            "pipeline.from_source('.', 'flows/pipeline.py:pipeline').deploy(\n"
-            "    'nightly', work_pool_name='pool', cron='0 3 * * *', build=False)\n"
+            "from flows.refresh import refresh\n"
+            "for each, name in ((pipeline, 'pipeline'), (refresh, 'refresh')):\n"
+            "    each.from_source('.', f'flows/{name}.py:{name}').deploy(\n"
+            "        'nightly', work_pool_name='pool', cron='0 3 * * *', build=False)\n"
         )
         prefect = (sys.executable, "-m", "prefect")
         extra = {"PREFECT_API_URL": api}
@@ -183,6 +184,7 @@ def test_cron_deployment_gets_scheduled_runs(checkout: Checkout) -> None:
                 f"{api}/flow_runs/filter", b"{}", {"Content-Type": "application/json"}
             )
             with urllib.request.urlopen(ask, timeout=10) as page:
-                return any(run["state_type"] == "SCHEDULED" for run in json.load(page))
+                runs = json.load(page)
+            return len({run["flow_id"] for run in runs if run["state_type"] == "SCHEDULED"}) == 2
 
-        wait_for("scheduled runs", scheduled, 90)
+        wait_for("scheduled runs of both flows", scheduled, 90)

@@ -56,8 +56,10 @@ def test_refresh_with_people_pauses_goes_on_and_commits_on_a_branch(
 
 
 WAITING = """
+import time
 from pathlib import Path
-from prefect import flow
+from threading import Thread
+from prefect import flow, get_client
 from flows.people import wait_for_labels
 
 @flow(log_prints=True)
@@ -66,16 +68,24 @@ def waiting(name, hours):
     wait_for_labels(name, file, {"least": 4, "hours": hours, "every": 1})
     print(name, file.read_text())
 
+def press_resume():  # as the button on Prefect's page
+    with get_client(sync_client=True) as client:
+        while not (paused := [r for r in client.read_flow_runs() if r.state.is_paused()]):
+            time.sleep(1)
+        client.resume_flow_run(paused[0].id)
+
 waiting("enough", 1)
 waiting("few", 0.001)
 waiting("nobody", 0.001)
+Thread(target=press_resume).start()
+waiting("resumed", 1)
 """
 
 
-def test_waiting_ends_at_once_where_labels_are_there_and_with_automatic_ones_when_time_is_up(
+def test_waiting_ends_at_once_with_labels_when_resumed_with_those_given_and_without_in_time(
     checkout: Checkout,
 ) -> None:
-    for name, count in (("enough", 4), ("few", 3), ("nobody", 0)):
+    for name, count in (("enough", 4), ("few", 3), ("nobody", 0), ("resumed", 2)):
         rate(references(checkout.root / "references" / name, 6), count)
     answer = subprocess.run(
         [sys.executable, "-c", WAITING],
@@ -88,9 +98,10 @@ def test_waiting_ends_at_once_where_labels_are_there_and_with_automatic_ones_whe
     assert answer.returncode == 0, answer.stdout + answer.stderr
     said = {
         name: (checkout.root / f"labels/{name}.jsonl").read_text().splitlines()
-        for name in ("enough", "few", "nobody")
+        for name in ("enough", "few", "nobody", "resumed")
     }
-    assert len(said["enough"]) == 4
+    assert len(said["enough"]) == 4 and len(said["resumed"]) == 2
+    assert all("label" in json.loads(line) for line in said["resumed"])
     assert json.loads(said["few"][0]) == {
         "fallback": "auto",
         "why": "3 of 4 labels after 0.001 h",

@@ -79,7 +79,9 @@ class EncodedSet(ABC):
             parts.append(batch.take(pa.array(wanted[first:end] - start)))
             if end == len(wanted):
                 break
-        table = pa.Table.from_batches(parts).to_pandas() if parts else pd.DataFrame(columns=names)
+        table = (
+            pa.Table.from_batches(parts).to_pandas() if parts else pd.DataFrame(columns=list(names))
+        )
         return table.iloc[place].reset_index(drop=True)
 
     def attributes(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
