@@ -231,5 +231,4 @@ def test_each_round_is_handed_samples_of_its_own(encoded, tmp_path, drawn):
         train(encoded, tmp_path / name, "phase2", init=before)
         handed.append(drawn.copy())
         before = tmp_path / name / "states" / "phase2"
-    assert len(handed[0]) == len(handed[1]) > 0
-    assert handed[0] != handed[1]
+    assert handed[0][0] != handed[1][0]
