@@ -84,6 +84,10 @@ class EncodedSet(ABC):
         )
         return table.iloc[place].reset_index(drop=True)
 
+    def keys_of(self, ids: np.ndarray) -> list[str]:
+        """Keys of samples, in the order asked for."""
+        return self.columns(["key"], ids)["key"].astype(str).tolist()
+
     def attributes(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Attribute ids of samples (m,), end to end, and offsets (m + 1,) into them.
 

@@ -272,9 +272,7 @@ class Phase:
             wrong = ~(fine & states.flatten(1).isfinite().all(dim=1)).numpy()
             if not wrong.any():
                 continue
-            keys = ", ".join(
-                sorted(set(self.encoded.columns(["key"], ids[wrong])["key"].astype(str)))
-            )
+            keys = ", ".join(sorted(set(self.encoded.keys_of(ids[wrong]))))
             return (
                 f"{self.phase}: the encoded samples {keys} (rung {rung}) have numbers that are "
                 f"none (NaN or infinite) in {self.encoded.folder}: encode again "
