@@ -7,7 +7,6 @@ when the one it goes on from is done. docs/ablation.md says what the groups are.
 
 import argparse
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -20,8 +19,9 @@ from components.evaluation.ablation import GROUPS, Result, path
 from components.files import hash_of
 from components.home import checkout
 from components.tracking import open_run, recall
+from flows.command import StageFailed, command
 from flows.experiments import Experiment, commit_of, git
-from flows.pipeline import StageFailed, data, stop_all
+from flows.pipeline import data, stop_all
 
 try:
     from prefect import flow, get_run_logger, task
@@ -243,7 +243,6 @@ def _before(job: Job) -> Job | None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the flow; a failure is one sentence and exit code 1, a refusal exit code 2."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # as pipeline.py
     parser = argparse.ArgumentParser("python -m flows.ablation", description=__doc__)
     parser.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="for all groups alike")
     parser.add_argument("--seeds", type=int, default=3)
@@ -253,22 +252,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--hours", type=float, help="no new experiment is started after so many")
     options = vars(parser.parse_intermixed_args(arguments))
     options["groups"] = [name.strip() for name in options["groups"].split(",") if name.strip()]
-    try:
+
+    def body() -> None:
         # Refused before Prefect's server is started, as in pipeline.py.
         checkout()
         jobs = _jobs(options["groups"], options["seeds"], options["at_once"])
         _parameters(jobs, [f"scale={options['scale']}", *options["overrides"]])
         print(ablation(**options))
-    except StageFailed as failure:
-        print(f"ablation: {failure}", file=sys.stderr)
-        print("What has finished is kept; mend it and run the same command.", file=sys.stderr)
-        return 1
-    except Exception as error:
-        words = explain(error)
-        if words is None:
-            raise
-        return say("ablation", words)
-    return 0
+
+    kept = "What has finished is kept; mend it and run the same command."
+    return command("ablation", body, kept)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,7 @@ tell is worked out here. On several machines IN and OUT lie on a disk that all o
 """
 
 import argparse
-import logging
 import os
-import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +20,7 @@ from components.errors import UserError, explain, say
 from components.processes import end_with
 from components.progress import Progress
 from components.tracking import Tracker
+from flows.command import command
 
 try:
     from prefect import flow, get_client, task
@@ -51,19 +50,6 @@ HERE = ("", "auto", "localhost", "127.0.0.1")
 # No picture goes through Ray's store: tasks return nothing. This is the least that Ray takes.
 STORE = 80 << 20  # bytes
 Runner = Callable[[], TaskRunner[Any]]
-
-
-class _OneSentence(logging.Filter):
-    """Leaves out Prefect's tracebacks of what is the user's to mend."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and isinstance(record.exc_info[1], UserError):
-            record.exc_info = None
-        return True
-
-
-for _name in ("prefect.task_runs", "prefect.flow_runs"):
-    logging.getLogger(_name).addFilter(_OneSentence())
 
 
 def _can_help(task: Any, task_run: TaskRun, state: State) -> bool:
@@ -240,7 +226,6 @@ def _host(address: str | None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the flow; what the user can mend is one sentence and exit code 2."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # as pipeline.py
     parser = argparse.ArgumentParser("python -m flows.curate", description=__doc__)
     parser.add_argument("source", type=Path, metavar="IN", help="shards, parquet files, pictures")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the curated set")
@@ -248,14 +233,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, help="one-thread processes")
     parser.add_argument("--engine", choices=ENGINES, default="processes")
     parser.add_argument("--address", help="of a Ray cluster: ray://HOST:10001")
-    try:
-        curate(**vars(parser.parse_intermixed_args(arguments)))
-    except Exception as error:
-        sentence = explain(error)
-        if sentence is None:
-            raise
-        return say("curate", sentence)
-    return 0
+    options = vars(parser.parse_intermixed_args(arguments))
+    return command("curate", lambda: curate(**options))
 
 
 if __name__ == "__main__":

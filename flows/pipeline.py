@@ -4,7 +4,6 @@ Each task is one stage of dvc.yaml, run by `dvc repro` in a process group of its
 runs it, DVC decides whether it must run and keeps its result.
 """
 
-import logging
 import os
 import re
 import signal
@@ -20,6 +19,7 @@ from components.compose import load
 from components.errors import explain, say
 from components.home import checkout
 from components.stages import missing_labels
+from flows.command import StageFailed, command
 
 try:
     from prefect import flow, get_run_logger, task
@@ -40,27 +40,6 @@ SHOWN = {
     "report": ("reports/run/report.md", "report", "Scores by model"),
 }
 PATIENCE = 20  # seconds a stage gets to write its snapshot before it is killed
-
-
-class StageFailed(RuntimeError):
-    """A stage ended badly; `code` is the exit code of the stage's own command."""
-
-    def __init__(self, name: str, code: int, last: str) -> None:
-        super().__init__(f"{name} failed (exit code {code}): {last}")
-        self.code = code
-
-
-class _OneSentence(logging.Filter):
-    """Leaves out Prefect's tracebacks of a failed stage: they show this file, not the stage."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and isinstance(record.exc_info[1], StageFailed):
-            record.exc_info = None
-        return True
-
-
-for _name in ("prefect.task_runs", "prefect.flow_runs"):
-    logging.getLogger(_name).addFilter(_OneSentence())
 
 
 # Commands that run now: a flow whose tasks are threads must end them itself, see `stop_all`.
@@ -218,24 +197,15 @@ def pipeline(stages: list[str] | None = None) -> None:
 
 def main() -> int:
     """Run the flow; a stage's failure is one sentence and exit code 1, a refusal exit code 2."""
-    # Prefect hands a SIGTERM on after cancelling the run; an ordinary exit then stops its built-in
-    # server too, which would go on without us otherwise.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
+
+    def body() -> None:
         # What every stage needs is looked at before Prefect's server is started.
         checkout()
         load()
         pipeline()
-    except StageFailed as failure:
-        print(f"pipeline: {failure}", file=sys.stderr)
-        print("Finished stages are kept; mend it and run the same command.", file=sys.stderr)
-        return 1
-    except Exception as error:
-        sentence = explain(error)
-        if sentence is None:
-            raise
-        return say("pipeline", sentence)
-    return 0
+
+    kept = "Finished stages are kept; mend it and run the same command."
+    return command("pipeline", body, kept)
 
 
 if __name__ == "__main__":

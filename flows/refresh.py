@@ -5,7 +5,6 @@ commits parameters and dvc.lock on a branch. A refresh that was stopped goes on 
 """
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +15,12 @@ from components.compose import PARAMS, ROUNDS, SELECTED, append_round, load
 from components.errors import explain, say
 from components.home import checkout
 from components.stages import LABELS
+from flows.command import command
 
 try:
     from prefect import flow, get_run_logger
 
-    from flows.pipeline import StageFailed, pipeline
+    from flows.pipeline import pipeline
 except ModuleNotFoundError as missing:
     sentence = explain(missing)
     if __name__ != "__main__" or sentence is None:
@@ -64,23 +64,16 @@ def finished(round_name: str) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the flow; what the user can mend is one sentence and exit code 2."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # as pipeline.py
     parser = argparse.ArgumentParser("python -m flows.refresh", description=__doc__)
     parser.add_argument("--labels", choices=("auto", "people"), default="auto")
     parser.add_argument("--branch", default="refresh", help="the branch that gets the commit")
-    try:
+    options = vars(parser.parse_args(arguments))
+
+    def body() -> None:
         checkout()
-        refresh(**vars(parser.parse_args(arguments)))
-    except StageFailed as failure:
-        print(f"refresh: {failure}", file=sys.stderr)
-        print("The round is kept; mend it and run the same command.", file=sys.stderr)
-        return 1
-    except Exception as error:
-        sentence = explain(error)
-        if sentence is None:
-            raise
-        return say("refresh", sentence)
-    return 0
+        refresh(**options)
+
+    return command("refresh", body, "The round is kept; mend it and run the same command.")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,52 @@
+"""How the commands of the flows end: one sentence and an exit code, no traceback."""
+
+import logging
+import signal
+import sys
+from collections.abc import Callable
+
+from components.errors import UserError, explain, say
+
+
+class StageFailed(RuntimeError):
+    """A stage ended badly; `code` is the exit code of the stage's own command."""
+
+    def __init__(self, name: str, code: int, last: str) -> None:
+        super().__init__(f"{name} failed (exit code {code}): {last}")
+        self.code = code
+
+
+class _OneSentence(logging.Filter):
+    """Leaves out Prefect's tracebacks of these: they show the flow, not what went wrong."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], StageFailed | UserError):
+            record.exc_info = None
+        return True
+
+
+for _name in ("prefect.task_runs", "prefect.flow_runs"):
+    logging.getLogger(_name).addFilter(_OneSentence())
+
+
+def command(program: str, body: Callable[[], object], kept: str = "") -> int:
+    """Run a command's body; returns its exit code.
+
+    A stage that failed is one sentence and 1, with `kept`: what is left and how to go on. What
+    the user can mend is one sentence and 2. Raises what is neither.
+    """
+    # Prefect hands a SIGTERM on after cancelling the run; an ordinary exit then stops its built-in
+    # server too, which would go on without us otherwise.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        body()
+    except StageFailed as failure:
+        print(f"{program}: {failure}", file=sys.stderr)
+        print(kept, file=sys.stderr)
+        return 1
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        return say(program, sentence)
+    return 0
