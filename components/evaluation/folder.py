@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from components.errors import UserError
 
@@ -25,7 +25,7 @@ class Sample:
     path: Path
 
     def open(self) -> Image.Image:
-        """The picture as RGB.
+        """The picture as RGB, turned as its EXIF says.
 
         Raises:
             UserError: damaged, too large or no picture.
@@ -36,7 +36,7 @@ class Sample:
                     raise UserError(
                         f"{self.path} has more than {MAX_PIXELS} pixels; scale it down."
                     )
-                return image.convert("RGB")
+                return ImageOps.exif_transpose(image).convert("RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise UserError(
                 f"{self.path} cannot be read as a picture ({error}); draw it again or remove it."

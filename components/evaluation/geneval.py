@@ -44,12 +44,16 @@ def relative_position(a: Sequence[float], b: Sequence[float]) -> set[str]:
 
 
 def found(metadata: Mapping[str, Any], detections: Mapping[str, Sequence[Sequence[Any]]]) -> dict:
-    """The detections that count: score above the task's threshold, 16 a class, best first."""
+    """The detections that count: score above the task's threshold, 16 a class, best first.
+
+    Of equal scores the later one comes first, as in the official evaluator.
+    """
     counting = metadata.get("tag") == "counting"
     threshold = COUNTING_THRESHOLD if counting else SCORE_THRESHOLD
     kept = {}
     for name, items in detections.items():
-        best = sorted((i for i in items if i[4] > threshold), key=lambda i: -i[4])[:MAX_OBJECTS]
+        passed = [item for item in reversed(items) if item[4] > threshold]
+        best = sorted(passed, key=lambda item: -item[4])[:MAX_OBJECTS]
         if best:
             kept[name] = best
     return kept

@@ -11,7 +11,7 @@ import numpy as np
 from components.errors import UserError
 from components.evaluation.detector import Detections, SceneDetector, self_test
 from components.evaluation.folder import Sample, read_detections, read_folder
-from components.evaluation.geneval import score_image
+from components.evaluation.geneval import found, score_image
 from components.evaluation.statistics import spread, task_means
 from components.progress import Progress
 from components.scenes.tasks import TASKS, Metadata, meaning
@@ -30,7 +30,8 @@ class Scored:
     split: str
 
     def line(self) -> dict[str, Any]:
-        """The official result line."""
+        """The official result line; its details are the boxes that count, by class."""
+        counted = found(self.sample.metadata, self.detections)
         return {
             "filename": self.sample.filename,
             "tag": self.sample.metadata["tag"],
@@ -39,7 +40,7 @@ class Scored:
             "reason": self.reason,
             "metadata": json.dumps(self.sample.metadata),
             "details": json.dumps(
-                {name: [item[:5] for item in items] for name, items in self.detections.items()}
+                {name: [item[:5] for item in items] for name, items in counted.items()}
             ),
         }
 
