@@ -127,6 +127,24 @@ def curate(
     check(out, out / "contract.json", out / "contract", params, tracker)
 
 
+prompts = typer.Typer(no_args_is_help=True)
+app.add_typer(prompts, name="prompts")
+
+
+@prompts.callback()
+def sets() -> None:
+    """Print a benchmark's prompts as JSON lines."""
+
+
+@prompts.command("geneval")
+def geneval_set() -> None:
+    """GenEval's 553 prompts with their metadata, in the official order."""
+    from components.evaluation.prompts import geneval_prompts
+
+    for metadata in geneval_prompts():
+        print(json.dumps(metadata))
+
+
 score = typer.Typer(no_args_is_help=True)
 app.add_typer(score, name="score")
 

@@ -1,6 +1,8 @@
 """GenEval's rules on hand-made detections, folders, and the statistics."""
 
+import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ from PIL import Image
 from components.errors import UserError
 from components.evaluation.folder import read_folder, write_prompt
 from components.evaluation.geneval import clauses, found, relative_position, score_image
+from components.evaluation.prompts import geneval_prompts
 from components.evaluation.scoring import score_folder
-from components.evaluation.statistics import spread
+from components.evaluation.statistics import spreads
 from components.scenes import tasks
 from components.scenes.tasks import meaning
 
@@ -47,6 +50,16 @@ def test_wording_is_the_official_one() -> None:
         tasks.color_attr("cup", "red", "tie", "orange")["prompt"]
         == "a photo of a red cup and an orange tie"
     )
+
+
+def test_the_official_prompts_are_the_official_ones() -> None:
+    prompts = geneval_prompts()
+    counts = Counter(metadata["tag"] for metadata in prompts)
+    assert counts == {"single_object": 80, "two_object": 99, "counting": 80, "colors": 94,
+                      "position": 100, "color_attr": 100}  # fmt: skip
+    lines = "".join(json.dumps(metadata) + "\n" for metadata in prompts)
+    # Of evaluation_metadata.jsonl in djghosh13/geneval.
+    assert hashlib.md5(lines.encode()).hexdigest() == "9a0ed515640279a48ed3380d90aec0ed"
 
 
 def test_the_same_asked_in_other_words_has_the_same_meaning() -> None:
@@ -156,6 +169,13 @@ def test_sixteen_a_class_best_first() -> None:
     assert [item[4] for item in kept] == sorted((i[4] for i in items), reverse=True)[:16]
 
 
+def test_of_equal_scores_the_later_box_comes_first() -> None:
+    prompt = tasks.colors("cup", "red")
+    red, blue = thing(5, 5, color="red"), thing(50, 5, color="blue")
+    assert red[4] == blue[4]
+    assert right(prompt, {"cup": [blue, red]}) and not right(prompt, {"cup": [red, blue]})
+
+
 def test_clauses_say_what_is_met() -> None:
     prompt = tasks.two_object("cup", "tie")
     assert [met for met, _ in clauses(prompt, {"tie": [thing(5, 5)]})] == [False, True]
@@ -237,7 +257,7 @@ def test_spread_is_the_unweighted_mean_of_tasks() -> None:
     # Task a has many pictures, task b few: both count alike.
     values, names = [1.0] * 30 + [0.0] * 2, ["a"] * 30 + ["b"] * 2
     prompts = [str(i) for i in range(32)]
-    result = spread(values, names, prompts, 100, 0)
+    (result,) = spreads([values], names, prompts, 100, 0)
     assert result.mean == 0.5
     assert result.stderr == 0
     assert (result.low, result.high) == (0.5, 0.5)
@@ -248,10 +268,10 @@ def test_standard_error_is_clustered_by_prompt() -> None:
     n, k = 100, 8
     by_prompt = (rng.random(n) < 0.5).astype(float)
     values, prompts = np.repeat(by_prompt, k), np.repeat(np.arange(n), k).astype(str)
-    result = spread(list(values), ["t"] * n * k, list(prompts), 2000, 0)
+    (result,) = spreads([list(values)], ["t"] * n * k, list(prompts), 2000, 0)
     # All pictures of a prompt agree, so there are only n observations.
     assert result.stderr == pytest.approx(by_prompt.std() / n**0.5, rel=0.1)
-    apart = spread(list(values), ["t"] * n * k, [str(i) for i in range(n * k)], 2000, 0)
+    (apart,) = spreads([list(values)], ["t"] * n * k, [str(i) for i in range(n * k)], 2000, 0)
     assert apart.stderr == pytest.approx(result.stderr / k**0.5, rel=0.1)
 
 
@@ -259,5 +279,5 @@ def test_standard_error_is_clustered_by_prompt() -> None:
 @given(st.lists(st.tuples(st.floats(0, 1), st.sampled_from("ab"), st.integers(0, 5)), min_size=1))
 def test_interval_lies_within_the_values(rows: list[tuple[float, str, int]]) -> None:
     values, names = [r[0] for r in rows], [r[1] for r in rows]
-    result = spread(values, names, [f"{r[1]}{r[2]}" for r in rows], 50, 0)
+    (result,) = spreads([values], names, [f"{r[1]}{r[2]}" for r in rows], 50, 0)
     assert min(values) - 1e-9 <= result.low <= result.high <= max(values) + 1e-9

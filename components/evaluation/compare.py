@@ -13,7 +13,7 @@ from components.errors import UserError
 from components.evaluation.detector import Blob, SceneDetector, realism, self_test
 from components.evaluation.folder import Sample, read_folder
 from components.evaluation.geneval import SCORE_THRESHOLD, clauses
-from components.evaluation.statistics import spread
+from components.evaluation.statistics import spreads
 from components.files import write_json
 from components.progress import Progress
 from components.scenes.tasks import TASKS
@@ -116,8 +116,8 @@ def win_rate(
     points = [(v + 1) / 2 for v in verdicts]
     names = [s.metadata["tag"] for s in samples]
     # All pairs count alike, so to the bootstrap they are one task.
-    whole = spread(
-        points,
+    (whole,) = spreads(
+        [points],
         ["all"] * len(points),
         [s.metadata["prompt"] for s in samples],
         int(settings["bootstrap"]),

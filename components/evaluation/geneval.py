@@ -1,7 +1,7 @@
 """GenEval's official rules, on detections (djghosh13/geneval; see also arXiv 2310.11513)."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 Box = tuple[float, float, float, float]
@@ -62,15 +62,25 @@ def found(metadata: Mapping[str, Any], detections: Mapping[str, Sequence[Sequenc
 def clauses(
     metadata: Mapping[str, Any], detections: Mapping[str, Sequence[Sequence[Any]]]
 ) -> list[tuple[bool, str]]:
-    """Each include and exclude clause of a prompt: met or not, and why not.
+    """Each include and exclude clause of a prompt: met or not, and why not."""
+    return list(_judged(metadata, found(metadata, detections)))
+
+
+def meets(metadata: Mapping[str, Any], objects: Mapping[str, Sequence[Sequence[Any]]]) -> bool:
+    """Whether all clauses of a prompt are met by what `found` kept for a prompt of its task."""
+    return all(met for met, _ in _judged(metadata, objects))
+
+
+def _judged(
+    metadata: Mapping[str, Any], objects: Mapping[str, Sequence[Sequence[Any]]]
+) -> Iterator[tuple[bool, str]]:
+    """Each clause in turn, judged when it is asked for.
 
     An include takes the top `count` of its class, fewer fails; with a colour all of those must
     have it; position is checked only if colour passed; an exclude fails when the number found
     is at least its count.
     """
-    objects = found(metadata, detections)
-    results: list[tuple[bool, str]] = []
-    groups: list[list[Sequence[Any]] | None] = []
+    groups: list[Sequence[Sequence[Any]] | None] = []
     for clause in metadata.get("include", []):
         name, count = clause["class"], clause["count"]
         group = objects.get(name, [])[:count]
@@ -93,13 +103,12 @@ def clauses(
                     f"expected {name} {relation} target, found {' and '.join(held) or 'neither'}"
                 )
         groups.append(None if reason else group)
-        results.append((not reason, reason))
+        yield not reason, reason
     for clause in metadata.get("exclude", []):
         name, count = clause["class"], clause["count"]
         number = len(objects.get(name, []))
         reason = f"expected {name}<{count}, found {number}" if number >= count else ""
-        results.append((not reason, reason))
-    return results
+        yield not reason, reason
 
 
 def score_image(

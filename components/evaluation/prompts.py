@@ -18,20 +18,18 @@ from components.scenes.tasks import (
 
 SEED, A_TASK, MOST = 43, 100, 4  # the official generator's; MOST: things in a counting prompt
 # COCO's 80 classes in their order, three of them renamed (mouse, remote, keyboard).
-COCO = tuple(
-    name.strip()
-    for name in (
-        "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, "
-        "fire hydrant, stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, "
-        "elephant, bear, zebra, giraffe, backpack, umbrella, handbag, tie, suitcase, frisbee, "
-        "skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, surfboard, "
-        "tennis racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, "
-        "sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, "
-        "potted plant, bed, dining table, toilet, tv, laptop, computer mouse, tv remote, "
-        "computer keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book, "
-        "clock, vase, scissors, teddy bear, hair drier, toothbrush"
-    ).split(",")
-)
+COCO = (
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
+    "traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog",
+    "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella",
+    "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite",
+    "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle",
+    "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange",
+    "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant",
+    "bed", "dining table", "toilet", "tv", "laptop", "computer mouse", "tv remote",
+    "computer keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator",
+    "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
+)  # fmt: skip
 
 
 def geneval_prompts() -> list[Metadata]:

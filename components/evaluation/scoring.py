@@ -11,8 +11,8 @@ import numpy as np
 from components.errors import UserError
 from components.evaluation.detector import Detections, SceneDetector, self_test
 from components.evaluation.folder import Sample, read_detections, read_folder
-from components.evaluation.geneval import found, score_image
-from components.evaluation.statistics import spread, task_means
+from components.evaluation.geneval import found, meets, score_image
+from components.evaluation.statistics import spreads, task_means
 from components.progress import Progress
 from components.scenes.tasks import TASKS, Metadata, meaning
 from components.scenes.world import World
@@ -87,26 +87,35 @@ def score_samples(
     """
     rng = np.random.default_rng(int(settings["seed"]))
     pools: dict[str, list[Metadata]] = {}
-    for sample in samples:
-        task = sample.metadata["tag"]
-        if world is not None and task not in pools:
-            pools[task] = world.all_prompts(task)
-        elif world is None and sample.metadata not in pools.setdefault(task, []):
-            pools[task].append(sample.metadata)
-    meanings = {task: [meaning(m) for m in pool] for task, pool in pools.items()}
+    for metadata in {json.dumps(s.metadata): s.metadata for s in samples}.values():
+        pools.setdefault(metadata["tag"], []).append(metadata)
+    if world is not None:
+        pools = {task: world.all_prompts(task) for task in pools}
+    # With the classes of each: most are told from them alone.
+    told = {
+        task: [(m, meaning(m), {clause["class"] for clause in m["include"]}) for m in pool]
+        for task, pool in pools.items()
+    }
     scored = []
-    for sample, found in zip(samples, detections, strict=True):
+    unlike: dict[tuple[str, Any], list[tuple[Metadata, Any, set[str]]]] = {}
+    for sample, seen in zip(samples, detections, strict=True):
         task = sample.metadata["tag"]
         own = meaning(sample.metadata)
-        others = [m for m, sense in zip(pools[task], meanings[task], strict=True) if sense != own]
+        if (task, own) not in unlike:
+            unlike[task, own] = [one for one in told[task] if one[1] != own]
+        others = unlike[task, own]
         order = rng.permutation(len(others))[: int(settings["other_prompts"])]
-        chance = [score_image(others[int(i)], found)[0] for i in order]
-        correct, reason = score_image(sample.metadata, found)
+        counted = found(sample.metadata, seen)
+        chance = [
+            classes <= counted.keys() and meets(other, counted)
+            for other, _, classes in (others[i] for i in order.tolist())
+        ]
+        correct, reason = score_image(sample.metadata, seen)
         split = ""
         if world is not None:
             split = "held_out" if world.is_held_out(sample.metadata) else "seen"
-        floor = float(np.mean(chance)) if chance else 0.0
-        scored.append(Scored(sample, found, correct, reason, floor, split))
+        floor = sum(chance) / len(chance) if chance else 0.0
+        scored.append(Scored(sample, seen, correct, reason, floor, split))
     return scored
 
 
@@ -121,11 +130,8 @@ def summary(scored: Sequence[Scored], settings: Mapping[str, Any]) -> dict[str, 
     right = [float(s.correct) for s in scored]
     floor = [s.chance for s in scored]
     resamples, seed = int(settings["bootstrap"]), int(settings["seed"])
-    score = spread(right, names, prompts, resamples, seed)
-    chance = spread(floor, names, prompts, resamples, seed)
-    gain = spread(
-        [a - b for a, b in zip(right, floor, strict=True)], names, prompts, resamples, seed
-    )
+    difference = [a - b for a, b in zip(right, floor, strict=True)]
+    score, chance, gain = spreads([right, floor, difference], names, prompts, resamples, seed)
     means, floors = task_means(right, names), task_means(floor, names)
     order = [t for t in TASKS if t in means] + [t for t in means if t not in TASKS]
     return {

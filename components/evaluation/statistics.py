@@ -1,12 +1,9 @@
 """Means over tasks, and what they are worth: bootstrap clustered by prompt."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -31,47 +28,38 @@ def task_means(values: Sequence[float], tasks: Sequence[str]) -> dict[str, float
     return {task: float(np.mean(group)) for task, group in groups.items()}
 
 
-def spread(
-    values: Sequence[float],
+def spreads(
+    columns: Sequence[Sequence[float]],
     tasks: Sequence[str],
     prompts: Sequence[str],
     resamples: int,
     seed: int,
-) -> Spread:
-    """Unweighted mean of the tasks' means, with its bootstrap spread.
+) -> list[Spread]:
+    """Unweighted mean of the tasks' means of each column, with its bootstrap spread.
 
     Whole prompts are drawn with replacement inside each task: pictures of one prompt are not
-    independent. The same seed draws the same prompts, so that two calls on the same pictures
-    are paired.
+    independent. All columns are of the same pictures and drawn alike, so that they are paired.
 
     Args:
-        values, tasks, prompts: one entry a picture.
+        columns: values, each with one entry a picture, as have tasks and prompts.
         resamples: number of bootstrap resamples.
         seed: of the resampling.
     """
     rng = np.random.default_rng(seed)
-    means, draws = [], np.zeros(resamples)
-    groups = _by_task(values, tasks, prompts)
-    for sums, counts in groups.values():
-        n = len(sums)
+    values = np.array(columns, float)
+    cells: dict[str, dict[str, list[int]]] = {}
+    for row, (task, prompt) in enumerate(zip(tasks, prompts, strict=True)):
+        cells.setdefault(task, {}).setdefault(prompt, []).append(row)
+    means, draws = np.zeros(len(values)), np.zeros((resamples, len(values)))
+    for by_prompt in cells.values():
+        n = len(by_prompt)
+        sums = np.array([values[:, rows].sum(1) for rows in by_prompt.values()])
+        counts = np.array([len(rows) for rows in by_prompt.values()], float)
         weights = rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(float)
-        means.append(sums.sum() / counts.sum())
-        draws += (weights @ sums) / (weights @ counts) / len(groups)
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Spread(float(np.mean(means)), float(draws.std()), float(low), float(high))
-
-
-def _by_task(
-    values: Sequence[float], tasks: Sequence[str], prompts: Sequence[str]
-) -> Mapping[str, tuple[Array, Array]]:
-    """Task → sum and number of values of each of its prompts."""
-    cells: dict[str, dict[str, list[float]]] = {}
-    for value, task, prompt in zip(values, tasks, prompts, strict=True):
-        cells.setdefault(task, {}).setdefault(prompt, []).append(float(value))
-    return {
-        task: (
-            np.array([sum(v) for v in by_prompt.values()]),
-            np.array([len(v) for v in by_prompt.values()], dtype=float),
-        )
-        for task, by_prompt in cells.items()
-    }
+        means += sums.sum(0) / counts.sum() / len(cells)
+        draws += (weights @ sums) / (weights @ counts)[:, None] / len(cells)
+    intervals = np.quantile(draws, [0.025, 0.975], axis=0).T
+    return [
+        Spread(float(mean), float(drawn.std()), float(low), float(high))
+        for mean, drawn, (low, high) in zip(means, draws.T, intervals, strict=True)
+    ]
