@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -145,6 +146,13 @@ def geneval_set() -> None:
         print(json.dumps(metadata))
 
 
+class DetectorName(StrEnum):
+    """Who looks for things in pictures."""
+
+    embedded = "embedded"
+    mask2former = "mask2former"
+
+
 score = typer.Typer(no_args_is_help=True)
 app.add_typer(score, name="score")
 
@@ -160,18 +168,36 @@ def geneval(
     detections: Annotated[
         Path | None, typer.Option(help="JSON lines of boxes found elsewhere; no detector then")
     ] = None,
+    detector: Annotated[
+        DetectorName, typer.Option(help="embedded: of the scenes; mask2former: the official one's")
+    ] = DetectorName.embedded,
+    results: Annotated[
+        Path | None, typer.Option(help="Write the official result lines to this file")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The whole result as JSON")] = False,
 ) -> None:
     """Score pictures by GenEval's official rules."""
     from components.compose import load
     from components.evaluation.evaluate import sentence
-    from components.evaluation.scoring import score_folder
+    from components.evaluation.folder import gaps, read_folder
+    from components.evaluation.scoring import score_folder, write_results
     from components.scenes.world import World
 
     params = load()
-    result, _ = score_folder(
-        folder, params["evaluation"], World.from_params(params["data"]), detections
+    for problem in gaps(read_folder(folder)):
+        print(f"djepa: {folder}: {problem}", file=sys.stderr, flush=True)
+    official = None
+    if detector is DetectorName.mask2former and detections is None:
+        from components.evaluation.clip_colors import ClipColors
+        from components.evaluation.mask2former import Mask2FormerDetector
+
+        settings = params["evaluation"]
+        official = Mask2FormerDetector(settings["mask2former"], ClipColors(settings["colors"]))
+    result, scored = score_folder(
+        folder, params["evaluation"], World.from_params(params["data"]), detections, official
     )
+    if results is not None:
+        write_results(results, scored)
     print(json.dumps(result, indent=2) if as_json else sentence(folder.name, result))
 
 

@@ -120,6 +120,7 @@ LIMITS: dict[str, Limit] = {
     "evaluation.bootstrap": COUNT,
     "evaluation.grid.*": COUNT,
     "evaluation.detector.*": POSITIVE,
+    "evaluation.colors.batch": COUNT,
 }
 
 

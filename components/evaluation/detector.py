@@ -5,7 +5,7 @@ the background towards a colour of the world. Class: the shape whose own drawing
 blob's moments, agrees best with the blob; `none of them` competes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, Protocol
@@ -27,8 +27,17 @@ Detections = dict[str, list[list[Any]]]
 class Detector(Protocol):
     """Finds objects in a picture."""
 
-    def detect(self, image: Image.Image) -> Detections:
-        """Class → [[x1, y1, x2, y2, score in 0…1, colour name or ""], …], best first, pixels."""
+    def detect(self, image: Image.Image, colored: Collection[str] = ()) -> Detections:
+        """Class → [[x1, y1, x2, y2, score in 0…1, colour name or ""], …], best first, pixels.
+
+        colored: classes whose colours are asked for; those of others may be "".
+        """
+
+    def self_test(self, width: int, height: int) -> None:
+        """Detect what is known, at this size; UserError where too much of it is wrong."""
+
+    def about(self) -> dict[str, Any]:
+        """What made the boxes, for a result file: `detector`, weights, post-processing, …."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,7 @@ class SceneDetector:
     """
 
     def __init__(self, world: World, settings: Mapping[str, float]) -> None:
-        self.world = world
+        self.world, self.settings = world, settings
         self.contrast, self.cosine = float(settings["contrast"]), float(settings["cosine"])
         self.purity, self.least_area = float(settings["purity"]), float(settings["least_area"])
         self.temperature = float(settings["temperature"])
@@ -66,8 +75,16 @@ class SceneDetector:
         self.color_names = list(world.colors)
         self.palette = np.array([world.colors[name] for name in self.color_names], dtype=float)
 
-    def detect(self, image: Image.Image) -> Detections:
-        """See `Detector`. A blob is given to its best class alone."""
+    def about(self) -> dict[str, Any]:
+        """See `Detector`."""
+        return {"detector": "embedded", "post_processing": dict(self.settings)}
+
+    def self_test(self, width: int, height: int) -> None:
+        """See `Detector`: scenes of the world, drawn by its renderer."""
+        self_test(self.world, self, width, height)
+
+    def detect(self, image: Image.Image, colored: Collection[str] = ()) -> Detections:
+        """See `Detector`. A blob is given to its best class alone, and every one has a colour."""
         found: Detections = {}
         for blob in sorted(self.blobs(image), key=lambda b: -b.score):
             found.setdefault(blob.shape, []).append([*blob.box, blob.score, blob.color])

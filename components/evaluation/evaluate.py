@@ -1,6 +1,5 @@
 """Draws a benchmark's pictures with a model and scores them."""
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from components.errors import UserError
 from components.evaluation.drawing import Pipeline, draw_pictures, load_pipeline
 from components.evaluation.folder import write_prompt
 from components.evaluation.grid import grid
-from components.evaluation.scoring import Scored, score_folder
+from components.evaluation.scoring import Scored, score_folder, write_results
 from components.files import atomic_folder, write_json
 from components.scenes.tasks import TASKS, Metadata
 from components.scenes.world import World
@@ -110,8 +109,7 @@ def evaluate(
         draw(model, chosen, folder, settings, load)
         seconds = time.monotonic() - started
         geneval, scored = score_folder(folder, settings, world)
-        lines = [json.dumps(s.line()) + "\n" for s in scored]
-        (folder / "results.jsonl").write_text("".join(lines))
+        write_results(folder / "results.jsonl", scored)
         sample_grid(scored, settings["grid"]).save(folder / "grid.png")
     write_json(
         metrics_out,

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,27 @@ def read_folder(folder: Path) -> list[Sample]:
     if not samples:
         raise UserError(f"{folder} holds no folder like 00000 with metadata.jsonl and samples/.")
     return samples
+
+
+def gaps(samples: Sequence[Sample]) -> list[str]:
+    """What a whole run would not lack, a sentence each: folders between others, pictures."""
+    counts = Counter(int(sample.filename.split("/")[0]) for sample in samples)
+    said = []
+    absent = sorted(set(range(max(counts))) - set(counts))
+    if absent:
+        said.append(f"{len(absent)} folders are missing ({_some(absent)}); the score is without.")
+    most = max(counts.values())
+    fewer = sorted(index for index, count in counts.items() if count < most)
+    if fewer:
+        said.append(
+            f"{len(fewer)} prompts have fewer than {most} pictures ({_some(fewer)}): a task's "
+            "score is the mean of its pictures, so these prompts count less."
+        )
+    return said
+
+
+def _some(indices: Sequence[int]) -> str:
+    return ", ".join(f"{index:05d}" for index in indices[:5]) + (", …" if len(indices) > 5 else "")
 
 
 def check_metadata(metadata: Any) -> None:

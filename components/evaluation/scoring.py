@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from components.errors import UserError
-from components.evaluation.detector import Detections, SceneDetector, self_test
+from components.evaluation.detector import Detections, Detector, SceneDetector
 from components.evaluation.folder import Sample, read_detections, read_folder
 from components.evaluation.geneval import found, meets, score_image
 from components.evaluation.statistics import spreads, task_means
+from components.files import atomic_file
 from components.progress import Progress
 from components.scenes.tasks import TASKS, Metadata, meaning
 from components.scenes.world import World
@@ -45,30 +46,27 @@ class Scored:
         }
 
 
-def detect_all(
-    samples: Sequence[Sample], world: World, settings: Mapping[str, float], what: str
-) -> list[Detections]:
-    """Detect every picture with the world's detector, after its self-test at each size.
+def detect_all(samples: Sequence[Sample], detector: Detector, what: str) -> list[Detections]:
+    """Detect every picture, after the detector's self-test at each size.
 
     Args:
         samples: from `read_folder`.
-        world: whose shapes and colours are looked for.
-        settings: `evaluation.detector`.
+        detector: see `Detector`.
         what: named in the progress lines.
 
     Raises:
         UserError: a damaged picture, or a failed self-test.
     """
-    detector = SceneDetector(world, settings)
     tested: set[tuple[int, int]] = set()
     progress = Progress(f"detecting {what}", len(samples), "pictures")
     found = []
     for i, sample in enumerate(samples):
         image = sample.open()
         if image.size not in tested:
-            self_test(world, detector, *image.size)
+            detector.self_test(*image.size)
             tested.add(image.size)
-        found.append(detector.detect(image))
+        colored = {c["class"] for c in sample.metadata["include"] if "color" in c}
+        found.append(detector.detect(image, colored))
         progress.at(i + 1)
     return found
 
@@ -175,11 +173,18 @@ def result(scored: Sequence[Scored], settings: Mapping[str, Any]) -> dict[str, A
     }
 
 
+def write_results(file: Path, scored: Sequence[Scored]) -> None:
+    """Write the official result lines, all or nothing."""
+    with atomic_file(file) as temporary:
+        temporary.write_text("".join(json.dumps(s.line()) + "\n" for s in scored))
+
+
 def score_folder(
     folder: Path,
     settings: Mapping[str, Any],
     world: World | None,
     detections: Path | None = None,
+    detector: Detector | None = None,
 ) -> tuple[dict[str, Any], list[Scored]]:
     """Score pictures in GenEval's official layout.
 
@@ -187,7 +192,10 @@ def score_folder(
         folder: holds 00000/metadata.jsonl, 00000/samples/0000.png, ….
         settings: `params["evaluation"]`.
         world: its detector is used and its held-out set splits the result, if the prompts are its.
-        detections: a file of detections made elsewhere, instead of the world's detector.
+        detections: a file of detections made elsewhere, instead of a detector.
+        detector: another than the world's.
+
+    The result says under `scored_by` what made the boxes.
 
     Raises:
         UserError: a damaged folder, no detector, or a failed self-test.
@@ -202,13 +210,16 @@ def score_folder(
     if detections is not None:
         by_name = read_detections(detections, samples)
         found = [by_name[s.filename] for s in samples]
-    elif world is not None:
-        name = folder.name.split(".tmp-")[0]
-        found = detect_all(samples, world, settings["detector"], name)
+        scored_by: dict[str, Any] = {"detections": str(detections)}
     else:
-        raise UserError(
-            f"The embedded detector does not know {', '.join(foreign[:5])} in {folder}; give "
-            "detections made elsewhere with --detections FILE."
-        )
+        if detector is None and world is not None:
+            detector = SceneDetector(world, settings["detector"])
+        if detector is None:
+            raise UserError(
+                f"The embedded detector does not know {', '.join(foreign[:5])} in {folder}; choose "
+                "--detector mask2former, or give detections made elsewhere with --detections FILE."
+            )
+        found = detect_all(samples, detector, folder.name.split(".tmp-")[0])
+        scored_by = detector.about()
     scored = score_samples(samples, found, settings, world)
-    return result(scored, settings), scored
+    return result(scored, settings) | {"scored_by": scored_by}, scored
