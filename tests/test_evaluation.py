@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from components.errors import UserError
-from components.evaluation.folder import read_folder, write_prompt
+from components.evaluation.folder import gaps, read_folder, write_prompt
 from components.evaluation.geneval import clauses, found, relative_position, score_image
 from components.evaluation.prompts import geneval_prompts
 from components.evaluation.scoring import score_folder
@@ -239,6 +240,31 @@ def test_bad_folders_and_detections_are_named(tmp_path: Path) -> None:
     (tmp_path / "out/00000/metadata.jsonl").write_text('{"tag": "colors"}\n')
     with pytest.raises(UserError, match=r"metadata\.jsonl is no line"):
         read_folder(tmp_path / "out")
+
+
+@pytest.mark.parametrize(("name", "other"), [("computer mouse", "mouse"),
+                                            ("dining table", "DiningTable")])  # fmt: skip
+def test_classes_under_other_names_are_refused(tmp_path: Path, name: str, other: str) -> None:
+    write_folder(tmp_path / "out", [tasks.single_object(name)], 2)
+    first, second = (s.filename for s in read_folder(tmp_path / "out"))
+    box = [1, 1, 9, 9, 0.9, ""]
+    write_detections(tmp_path / "d.jsonl", {first: {other: [box]}, second: {}})
+    with pytest.raises(UserError, match=f"has no '{name}', which prompts ask for, but '{other}'"):
+        score_folder(tmp_path / "out", SETTINGS, None, detections=tmp_path / "d.jsonl")
+    # Another of COCO's classes is no other name.
+    write_detections(tmp_path / "d.jsonl", {first: {"tv": [box], name: []}, second: {"tv": [box]}})
+    result, _ = score_folder(tmp_path / "out", SETTINGS, None, detections=tmp_path / "d.jsonl")
+    assert result["overall"] == 0
+
+
+def test_what_a_whole_run_would_not_lack_is_named(tmp_path: Path) -> None:
+    write_folder(tmp_path / "out", [tasks.single_object(x) for x in ("cup", "tie", "bed")], 2)
+    assert gaps(read_folder(tmp_path / "out")) == []
+    shutil.rmtree(tmp_path / "out/00001")
+    (tmp_path / "out/00002/samples/0001.png").unlink()
+    said = gaps(read_folder(tmp_path / "out"))
+    assert "1 folders are missing (00001)" in said[0]
+    assert "1 prompts have fewer than 2 pictures (00002)" in said[1]
 
 
 def test_a_colour_that_is_asked_for_must_be_in_the_detections(tmp_path: Path) -> None:

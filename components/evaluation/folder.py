@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from components.errors import UserError
+from components.evaluation.prompts import COCO
 
 # A picture larger than this is refused before it is unpacked (width x height, pixels).
 MAX_PIXELS = 64_000_000
@@ -146,6 +148,7 @@ def read_detections(file: Path, samples: Sequence[Sample]) -> dict[str, dict[str
         raise UserError(
             f"{file} has no line for {len(absent)} pictures (e.g. {absent[0]}); detect them too."
         )
+    _check_names(file, samples, {name for detections in found.values() for name in detections})
     for sample in samples:
         asked = {c["class"] for c in sample.metadata["include"] if "color" in c}
         for name in sorted(asked):
@@ -156,6 +159,21 @@ def read_detections(file: Path, samples: Sequence[Sample]) -> dict[str, dict[str
                     "after the score."
                 )
     return found
+
+
+def _check_names(file: Path, samples: Sequence[Sample], seen: set[str]) -> None:
+    """Refuse other names for the classes of the prompts: nothing would ever be found."""
+    asked = {clause["class"] for sample in samples for clause in sample.metadata["include"]}
+    others = seen - asked - set(COCO)
+    for name in sorted(asked - seen):
+        words = set(name.casefold().split())
+        for other in sorted(others):
+            letters = [re.sub(r"[^a-z0-9]", "", text.casefold()) for text in (name, other)]
+            if letters[0] == letters[1] or set(other.casefold().split()) <= words:
+                raise UserError(
+                    f"{file} has no '{name}', which prompts ask for, but '{other}': name classes "
+                    "as the prompts do (`djepa prompts geneval` has GenEval's)."
+                )
 
 
 def _item(item: list[Any]) -> list[Any]:
