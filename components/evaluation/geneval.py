@@ -71,6 +71,11 @@ def meets(metadata: Mapping[str, Any], objects: Mapping[str, Sequence[Sequence[A
     return all(met for met, _ in _judged(metadata, objects))
 
 
+def reasons(metadata: Mapping[str, Any], objects: Mapping[str, Sequence[Sequence[Any]]]) -> str:
+    """Why not, one clause a line; "" exactly where `meets` holds."""
+    return "\n".join(reason for met, reason in _judged(metadata, objects) if not met)
+
+
 def _judged(
     metadata: Mapping[str, Any], objects: Mapping[str, Sequence[Sequence[Any]]]
 ) -> Iterator[tuple[bool, str]]:
@@ -120,5 +125,5 @@ def score_image(
         metadata: a line of metadata.jsonl.
         detections: class → [[x1, y1, x2, y2, score, colour], …]; boxes in pixels, any order.
     """
-    results = clauses(metadata, detections)
-    return all(met for met, _ in results), "\n".join(reason for met, reason in results if not met)
+    why = reasons(metadata, found(metadata, detections))
+    return not why, why

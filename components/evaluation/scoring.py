@@ -11,7 +11,7 @@ import numpy as np
 from components.errors import UserError
 from components.evaluation.detector import Detections, Detector, SceneDetector
 from components.evaluation.folder import Sample, read_detections, read_folder
-from components.evaluation.geneval import found, meets, score_image
+from components.evaluation.geneval import found, meets, reasons
 from components.evaluation.statistics import spreads, task_means
 from components.files import atomic_file
 from components.progress import Progress
@@ -103,17 +103,17 @@ def score_samples(
             unlike[task, own] = [one for one in told[task] if one[1] != own]
         others = unlike[task, own]
         order = rng.permutation(len(others))[: int(settings["other_prompts"])]
-        counted = found(sample.metadata, seen)
-        chance = [
-            classes <= counted.keys() and meets(other, counted)
-            for other, _, classes in (others[i] for i in order.tolist())
-        ]
-        correct, reason = score_image(sample.metadata, seen)
+        counted, held = found(sample.metadata, seen), 0
+        classes = set(counted)
+        for i in order.tolist():
+            other, _, wanted = others[i]
+            held += wanted <= classes and meets(other, counted)
+        reason = reasons(sample.metadata, counted)
         split = ""
         if world is not None:
             split = "held_out" if world.is_held_out(sample.metadata) else "seen"
-        floor = sum(chance) / len(chance) if chance else 0.0
-        scored.append(Scored(sample, seen, correct, reason, floor, split))
+        floor = held / len(order) if len(order) else 0.0
+        scored.append(Scored(sample, seen, not reason, reason, floor, split))
     return scored
 
 
