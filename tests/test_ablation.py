@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import yaml
@@ -29,7 +30,7 @@ from components.evaluation.ablation import (
     seeds_needed,
     summary,
 )
-from components.evaluation.ablation_report import write_ablation
+from components.evaluation.ablation_report import plot, write_ablation
 from components.limits import numbers
 from flows.ablation import _jobs
 from tests.conftest import ROOT, Checkout
@@ -196,6 +197,18 @@ def test_page_plot_and_json_of_any_part_of_the_table(kept: str, seeds: int, tmp_
     read = json.loads((tmp_path / "ablation.json").read_text())
     assert len(read["results"]) == len(results)
     assert read["about"]["scale"] == "micro"
+
+
+def test_no_point_of_the_plot_is_cut_off() -> None:
+    results = made_up(3)
+    results[-1] = replace(results[-1], all_score=0.97)
+    figure = plot(summary(results))
+    for axes in figure.axes:
+        low, high = axes.get_ylim()
+        values = [y for line in axes.get_lines() for y in line.get_ydata() if y == y]
+        assert low == 0 and max(values) <= high
+    assert 0.97 in [y for line in figure.axes[1].get_lines() for y in line.get_ydata()]
+    plt.close(figure)
 
 
 def test_scores_all_alike_tell_no_sample_size(tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # the backend must be chosen first
+from matplotlib.figure import Figure
 
 from components.evaluation.ablation import COMPARED, GROUPS, LINES, Result, summary
 from components.files import atomic_file, write_json
 
 Rows = list[list[str]]
+PLACES = ((-12, 6), (5, -11), (5, 6), (5, -11))  # points from a line's points to their letters
 
 
 def write_ablation(results: Sequence[Result], folder: Path, about: Mapping[str, Any]) -> str:
@@ -23,7 +25,9 @@ def write_ablation(results: Sequence[Result], folder: Path, about: Mapping[str, 
     found = summary(results)
     write_json(folder / "ablation.json", {"about": dict(about), **found})
     with atomic_file(folder / "ablation.png") as temporary:
-        plot(found, temporary)
+        figure = plot(found)
+        figure.savefig(temporary, dpi=110, format="png")
+        plt.close(figure)
     text = page(found, about)
     with atomic_file(folder / "ablation.md") as temporary:
         temporary.write_text(text)
@@ -118,7 +122,7 @@ def _sizes(found: Mapping[str, Any]) -> str:
     return "\n".join([head, "", *said]) if said else ""
 
 
-def plot(found: Mapping[str, Any], out: Path) -> None:
+def plot(found: Mapping[str, Any]) -> Figure:
     """Score against images seen: a line a path, errors over seeds (else over prompts), chance."""
     groups = found["groups"]
     figure, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
@@ -130,7 +134,6 @@ def plot(found: Mapping[str, Any], out: Path) -> None:
             names = [name for name in line if name in groups]
             if drawn.issuperset(names):  # a path of which only what it shares was run
                 continue
-            drawn.update(names)
             shift = (number - 1) * 0.004 * max(g["images"] for g in groups.values())
             x = [groups[name]["images"] + shift for name in names]
             y = [groups[name][kind]["mean"] for name in names]
@@ -138,22 +141,27 @@ def plot(found: Mapping[str, Any], out: Path) -> None:
             label = f"{'–'.join(names)}: {groups[names[-1]]['feedback']}"
             axes.errorbar(x, y, yerr=error, marker="o", capsize=3, label=label)
             for name, a, b in zip(names, x, y, strict=True):
-                axes.annotate(name, (a, b), (4, 5), textcoords="offset points", fontsize=9)
+                if name not in drawn:
+                    place = PLACES[number]
+                    axes.annotate(name, (a, b), place, textcoords="offset points", fontsize=9)
+            drawn.update(names)
         key = "chance" if kind == "score" else "all_chance"
-        floor = sorted((g["images"], g[key]) for g in groups.values())
-        axes.plot(*zip(*floor, strict=True), "k:", label="chance")
+        floor: dict[float, list[float]] = {}
+        for group in sorted(groups.values(), key=lambda g: g["images"]):
+            floor.setdefault(group["images"], []).append(group[key])
+        means = [sum(values) / len(values) for values in floor.values()]
+        axes.plot(list(floor), means, "k:", label="chance")
         axes.set_title(words, fontsize=10)
         axes.set_xlabel("images seen")
         axes.set_xlim(left=0)
-        axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("GenEval overall")
+    panels[0].set_ylim(bottom=0)  # of both; before the last line is drawn it would cut that off
     panels[0].legend(frameon=False, fontsize=8)
     seeds = max(len(g["seeds"]) for g in groups.values())
     over = f"{seeds} seeds" if seeds > 1 else "prompts, one seed"
     figure.suptitle(f"Mean ± 1 standard error over {over}", fontsize=10)
-    figure.savefig(out, dpi=110, format="png")
-    plt.close(figure)
+    return figure
 
 
 def _error(group: Mapping[str, Any], kind: str) -> float:
