@@ -179,13 +179,11 @@ def geneval(
     """Score pictures by GenEval's official rules."""
     from components.compose import load
     from components.evaluation.evaluate import sentence
-    from components.evaluation.folder import gaps, read_folder
+    from components.evaluation.folder import gaps
     from components.evaluation.scoring import score_folder, write_results
     from components.scenes.world import World
 
     params = load()
-    for problem in gaps(read_folder(folder)):
-        print(f"djepa: {folder}: {problem}", file=sys.stderr, flush=True)
     official = None
     if detector is DetectorName.mask2former and detections is None:
         from components.evaluation.clip_colors import ClipColors
@@ -196,6 +194,8 @@ def geneval(
     result, scored = score_folder(
         folder, params["evaluation"], World.from_params(params["data"]), detections, official
     )
+    for problem in gaps([one.sample for one in scored]):
+        print(f"djepa: {folder}: {problem}", file=sys.stderr, flush=True)
     if results is not None:
         write_results(results, scored)
     print(json.dumps(result, indent=2) if as_json else sentence(folder.name, result))
