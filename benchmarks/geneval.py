@@ -5,6 +5,7 @@ others, one to three of each. CPU seconds, best of five, each part on its own.
 """
 
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from components.compose import load
 from components.evaluation.folder import Sample, read_detections
 from components.evaluation.geneval import score_image

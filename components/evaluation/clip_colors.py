@@ -39,8 +39,8 @@ class ClipColors:
         )
         self.batch = int(settings["batch"])
         folder = self.weights.folder()
-        if self.weights.config(folder).get("model_type") != "clip":
-            kind = self.weights.config(folder).get("model_type")
+        kind = self.weights.config(folder).get("model_type")
+        if kind != "clip":
             raise self.weights.refusal("cannot be loaded", f"it is a {kind} model, not CLIP")
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         model = self.weights.load(CLIPModel, logging, folder, dtype=torch.float32)

@@ -55,9 +55,8 @@ class Mask2FormerDetector:
         )
         self.colors, self._tested = colors, False
         folder = self.weights.folder()
-        config = self.weights.config(folder)
-        if config.get("model_type") != "mask2former":
-            kind = config.get("model_type")
+        kind = self.weights.config(folder).get("model_type")
+        if kind != "mask2former":
             raise self.weights.refusal("cannot be loaded", f"it is a {kind} model")
         model = self.weights.load(Mask2FormerForUniversalSegmentation, logging, folder)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
