@@ -83,31 +83,21 @@ def score_samples(
     prompts of the same task that mean something else, drawn with a fixed seed; from the world's
     prompts, without a world from the folder's own.
     """
-    rng = np.random.default_rng(int(settings["seed"]))
-    pools: dict[str, list[Metadata]] = {}
-    for metadata in {json.dumps(s.metadata): s.metadata for s in samples}.values():
-        pools.setdefault(metadata["tag"], []).append(metadata)
-    if world is not None:
-        pools = {task: world.all_prompts(task) for task in pools}
-    # With the classes of each: most are told from them alone.
-    told = {
-        task: [(m, meaning(m), {clause["class"] for clause in m["include"]}) for m in pool]
-        for task, pool in pools.items()
-    }
+    rng, most = np.random.default_rng(int(settings["seed"])), int(settings["other_prompts"])
+    # Pictures of one prompt share its metadata: what depends on that alone is found once.
+    prompts = {id(s.metadata): s.metadata for s in samples}
+    others = dict(zip(prompts, _unlike(list(prompts.values()), world), strict=True))
     scored = []
-    unlike: dict[tuple[str, Any], list[tuple[Metadata, Any, set[str]]]] = {}
     for sample, seen in zip(samples, detections, strict=True):
-        task = sample.metadata["tag"]
-        own = meaning(sample.metadata)
-        if (task, own) not in unlike:
-            unlike[task, own] = [one for one in told[task] if one[1] != own]
-        others = unlike[task, own]
-        order = rng.permutation(len(others))[: int(settings["other_prompts"])]
+        pool = others[id(sample.metadata)]
+        order = rng.permutation(len(pool))[:most].tolist()
         counted, held = found(sample.metadata, seen), 0
-        classes = set(counted)
-        for i in order.tolist():
-            other, _, wanted = others[i]
-            held += wanted <= classes and meets(other, counted)
+        classes = counted.keys()
+        for i in order:
+            other, wanted = pool[i]
+            # Most are told from the classes alone.
+            if wanted <= classes and meets(other, counted):
+                held += 1
         reason = reasons(sample.metadata, counted)
         split = ""
         if world is not None:
@@ -115,6 +105,33 @@ def score_samples(
         floor = held / len(order) if len(order) else 0.0
         scored.append(Scored(sample, seen, not reason, reason, floor, split))
     return scored
+
+
+def _unlike(
+    prompts: Sequence[Metadata], world: World | None
+) -> list[list[tuple[Metadata, frozenset[str]]]]:
+    """For each prompt those of its task that mean something else, with the classes they need."""
+    pools: dict[str, list[Metadata]] = {}
+    for metadata in {json.dumps(m): m for m in prompts}.values():
+        pools.setdefault(metadata["tag"], []).append(metadata)
+    if world is not None:
+        pools = {task: world.all_prompts(task) for task in pools}
+    told = {
+        task: [(m, frozenset(clause["class"] for clause in m["include"])) for m in pool]
+        for task, pool in pools.items()
+    }
+    same: dict[tuple[Any, ...], list[int]] = {}  # a meaning begins with its task
+    for pool in pools.values():
+        for i, metadata in enumerate(pool):
+            same.setdefault(meaning(metadata), []).append(i)
+    unlike: dict[tuple[Any, ...], list[tuple[Metadata, frozenset[str]]]] = {}
+    meanings = [meaning(metadata) for metadata in prompts]
+    for metadata, own in zip(prompts, meanings, strict=True):
+        if own not in unlike:
+            unlike[own] = list(told[metadata["tag"]])
+            for i in reversed(same.get(own, [])):
+                del unlike[own][i]
+    return [unlike[own] for own in meanings]
 
 
 def summary(scored: Sequence[Scored], settings: Mapping[str, Any]) -> dict[str, Any]:
