@@ -47,23 +47,31 @@ def geneval(
         Path | None, typer.Option(help="JSON lines of boxes found elsewhere; no detector then")
     ] = None,
     detector: Annotated[
-        DetectorName, typer.Option(help="embedded: of the scenes; mask2former: the official one's")
-    ] = DetectorName.embedded,
+        DetectorName | None,
+        typer.Option(help="embedded (default): of the scenes; mask2former: the official one's"),
+    ] = None,
     results: Annotated[
         Path | None, typer.Option(help="Write the official result lines to this file")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The whole result as JSON")] = False,
 ) -> None:
     """Score pictures by GenEval's official rules."""
+    if detections is not None and detector is not None:
+        from components.errors import UserError
+
+        raise UserError(
+            f"--detections {detections} gives the boxes, so --detector {detector} would look for "
+            "nothing: leave out one of them."
+        )
     from components.compose import load
+    from components.evaluation.checks import notes
     from components.evaluation.evaluate import sentence
-    from components.evaluation.folder import gaps
     from components.evaluation.scoring import score_folder, write_results
     from components.scenes.world import World
 
     params = load()
     official = None
-    if detector is DetectorName.mask2former and detections is None:
+    if detector is DetectorName.mask2former:
         from components.evaluation.clip_colors import ClipColors
         from components.evaluation.mask2former import Mask2FormerDetector
 
@@ -72,8 +80,32 @@ def geneval(
     result, scored = score_folder(
         folder, params["evaluation"], World.from_params(params["data"]), detections, official
     )
-    for problem in gaps([one.sample for one in scored]):
-        print(f"djepa: {folder}: {problem}", file=sys.stderr, flush=True)
+    problems = notes([one.sample for one in scored], [one.detections for one in scored])
+    _say(folder, problems)
     if results is not None:
         write_results(results, scored)
+    result |= {"problems": problems}
     print(json.dumps(result, indent=2) if as_json else sentence(folder.name, result))
+
+
+def _say(where: Path, problems: list[str]) -> None:
+    for problem in problems:
+        print(f"djepa: {where}: {problem}", file=sys.stderr, flush=True)
+
+
+@score.command()
+def results(
+    file: Annotated[Path, typer.Argument(help="Result lines of the official tool, or of ours")],
+    as_json: Annotated[bool, typer.Option("--json", help="The whole result as JSON")] = False,
+) -> None:
+    """Sum up GenEval's result lines: the tasks, overall, its standard error; no chance floor."""
+    from components.compose import load
+    from components.evaluation.checks import notes
+    from components.evaluation.results import read_results, sentence, summary
+
+    read = read_results(file)
+    result = summary(read, file, load()["evaluation"])
+    problems = notes([one.sample for one in read]) + result.pop("problems")
+    _say(file, problems)
+    result |= {"problems": problems}
+    print(json.dumps(result, indent=2) if as_json else sentence(file.name, result))

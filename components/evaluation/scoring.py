@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from components.errors import UserError
+from components.evaluation.boxes import check_detections, check_names, read_detections
+from components.evaluation.checks import check_pictures, check_samples
 from components.evaluation.detector import Detections, Detector, SceneDetector
-from components.evaluation.folder import Sample, read_detections, read_folder
+from components.evaluation.folder import Sample, read_folder
 from components.evaluation.geneval import found, meets, reasons
 from components.evaluation.statistics import spreads, task_means
 from components.files import atomic_file
@@ -55,8 +57,9 @@ def detect_all(samples: Sequence[Sample], detector: Detector, what: str) -> list
         what: named in the progress lines.
 
     Raises:
-        UserError: a damaged picture, or a failed self-test.
+        UserError: damaged pictures, a failed self-test, or classes under other names.
     """
+    check_pictures(samples)
     tested: set[tuple[int, int]] = set()
     progress = Progress(f"detecting {what}", len(samples), "pictures")
     found = []
@@ -68,6 +71,7 @@ def detect_all(samples: Sequence[Sample], detector: Detector, what: str) -> list
         colored = {c["class"] for c in sample.metadata["include"] if "color" in c}
         found.append(detector.detect(image, colored))
         progress.at(i + 1)
+    check_names(f"The detector {detector.about().get('detector', '')}", samples, found)
     return found
 
 
@@ -206,18 +210,22 @@ def score_folder(
     """Score pictures in GenEval's official layout.
 
     Args:
-        folder: holds 00000/metadata.jsonl, 00000/samples/0000.png, ….
+        folder: holds 00000/metadata.jsonl, 00000/samples/0000.png, …. Where detections are given
+            the pictures need not be there.
         settings: `params["evaluation"]`.
         world: its detector is used and its held-out set splits the result, if the prompts are its.
         detections: a file of detections made elsewhere, instead of a detector.
-        detector: another than the world's.
+        detector: another than the world's; not beside detections.
 
     The result says under `scored_by` what made the boxes.
 
     Raises:
-        UserError: a damaged folder, no detector, or a failed self-test.
+        UserError: no detector; a folder or detections that would be scored
+            wrongly (see `checks`), or a failed self-test.
     """
-    samples = read_folder(folder)
+    by_name = {} if detections is None else read_detections(detections)
+    samples = read_folder(folder, by_name)
+    check_samples(samples)
     foreign = sorted(
         {c["class"] for s in samples for c in s.metadata["include"]}
         - set(world.shapes if world else [])
@@ -225,7 +233,7 @@ def score_folder(
     if foreign:
         world = None  # another world's prompts: no held-out set, and no detector of ours
     if detections is not None:
-        by_name = read_detections(detections, samples)
+        check_detections(detections, by_name, samples)
         found = [by_name[s.filename] for s in samples]
         scored_by: dict[str, Any] = {"detections": str(detections)}
     else:
