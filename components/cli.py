@@ -11,7 +11,7 @@ from components.errors import explain, say
 try:
     import typer
 
-    from components.evaluation.commands import prompts, score
+    from components.evaluation.commands import draw, prompts, score
     from components.rating.commands import rate
 except ModuleNotFoundError as missing:  # another Python than the one that was installed into
     sys.exit(say("djepa", explain(missing) or str(missing)))
@@ -82,9 +82,9 @@ def generate(
     lora: Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter")] = None,
 ) -> None:
     """Draw a prompt to a PNG."""
-    from components.generate import generate as draw
+    from components.generate import generate as draw_prompt
 
-    for path in draw(prompt, model, size, images, seed, out, guidance, layout_offset, lora):
+    for path in draw_prompt(prompt, model, size, images, seed, out, guidance, layout_offset, lora):
         print(path)
 
 
@@ -129,6 +129,7 @@ def curate(
 
 
 app.add_typer(prompts, name="prompts")
+app.add_typer(draw, name="draw")
 app.add_typer(score, name="score")
 app.add_typer(rate, name="rate")
 

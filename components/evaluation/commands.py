@@ -1,4 +1,4 @@
-"""`djepa prompts …` and `djepa score …`: thin calls that import what they need when they run."""
+"""`djepa prompts …`, `djepa draw …` and `djepa score …`: thin calls that import what they need when they run."""
 
 import json
 import sys
@@ -23,6 +23,47 @@ def geneval_set() -> None:
 
     for metadata in geneval_prompts():
         print(json.dumps(metadata))
+
+
+draw = typer.Typer(no_args_is_help=True)
+
+
+@draw.callback()
+def pictures() -> None:
+    """Draw a benchmark's pictures with a saved model; a run that was stopped goes on."""
+
+
+@draw.command("geneval")
+def draw_geneval_set(
+    model: Annotated[Path, typer.Argument(help="A model folder, e.g. models/phase1")],
+    out: Annotated[Path, typer.Argument(help="Gets GenEval's folders; the run goes on in it")],
+    images: Annotated[int, typer.Option(min=1, help="Pictures of each prompt")] = 4,
+    size: Annotated[str | None, typer.Option(help="WxH in pixels; by default the model's")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; by default evaluation.workers")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Drawn at once; by default evaluation.batch_size")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="JSON lines of metadata; by default the official 553")
+    ] = None,
+) -> None:
+    """Draw GenEval's prompts as its folders, with the model's own sampler settings."""
+    from components.compose import load
+    from components.evaluation.draw_sets import draw_geneval
+    from components.evaluation.prompts import geneval_prompts, read_prompts
+    from components.generate import parse_size
+
+    settings = load()["evaluation"] | {"sampler": {}}
+    if workers is not None:
+        settings["workers"] = workers
+    if batch is not None:
+        settings["batch_size"] = batch
+    asked = geneval_prompts() if prompts is None else read_prompts(prompts)
+    pixels = None if size is None else parse_size(size)
+    drawn = draw_geneval(model, out, asked, images, pixels, settings)
+    print(f"{out}: {len(asked)} prompts, {images} pictures each, {drawn} of them drawn now")
 
 
 class DetectorName(StrEnum):
