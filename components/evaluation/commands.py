@@ -1,4 +1,4 @@
-"""`djepa prompts …`, `djepa draw …` and `djepa score …`: thin calls that import what they need when they run."""
+"""`djepa prompts …`, `djepa draw …`, `djepa score …`: thin calls that import when they run."""
 
 import json
 import sys

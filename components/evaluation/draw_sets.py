@@ -159,7 +159,9 @@ def model_hash(model: Path) -> str:
     digests = {}
     for file in sorted(p for p in model.rglob("*") if p.is_file() and p.name != "README.md"):
         with file.open("rb") as stream:
-            digests[str(file.relative_to(model))] = hashlib.file_digest(stream, "sha256").hexdigest()
+            digests[str(file.relative_to(model))] = hashlib.file_digest(
+                stream, "sha256"
+            ).hexdigest()
     return hash_of(digests)
 
 
@@ -173,4 +175,6 @@ def _sampler(model: Path) -> dict[str, Any]:
     try:
         return asdict(SamplerConfig(**read_json(file)))
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{file} cannot be read ({error}): train or fetch the model again.") from None
+        raise UserError(
+            f"{file} cannot be read ({error}): train or fetch the model again."
+        ) from None
