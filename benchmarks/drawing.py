@@ -1,8 +1,9 @@
 """How fast GenEval's set is drawn, against a plain loop: `python benchmarks/drawing.py MODEL`.
 
-A plain loop is what one writes without thinking: one process, one picture a call, saved. The set
-is `draw_geneval`, starting its processes and loading the model included. Both draw the same
-prompts with the model's own settings, in turn, round after round; wall-clock seconds.
+A plain loop: one process, one picture a call, saved. The set is `draw_geneval`, with the start of
+its processes. Both load the model in that time, use one thread a process (more of them are slower
+beside other work) and draw the same prompts with the model's own settings, in turn, round after
+round. CPU seconds say what each costs where other work runs beside.
 """
 
 import argparse
@@ -19,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from components.compose import load
 from components.evaluation.draw_sets import draw_geneval
 from components.evaluation.prompts import geneval_prompts
+from components.processes import one_thread
 
 IMAGES = 4
 
@@ -31,18 +33,20 @@ def plain(model: Path, prompts: list[dict[str, Any]], out: Path) -> None:
 
     pipe = DJEPAPipeline.from_pretrained(model)
     pipe.set_progress_bar_config(disable=True)
-    for number in range(len(prompts) * IMAGES):
-        generator = torch.Generator().manual_seed(number)
-        picture = pipe(prompts[number // IMAGES]["prompt"], generator=generator).images[0]
-        picture.save(out / f"{number:05d}.png")
+    with one_thread():
+        for number in range(len(prompts) * IMAGES):
+            generator = torch.Generator().manual_seed(number)
+            picture = pipe(prompts[number // IMAGES]["prompt"], generator=generator).images[0]
+            picture.save(out / f"{number:05d}.png")
 
 
-def rate(draw: Callable[[Path], Any], pictures: int) -> float:
-    """Pictures a second of one call in an empty folder."""
+def timed(draw: Callable[[Path], Any], pictures: int) -> tuple[float, float]:
+    """Pictures a second, and CPU seconds a picture of all processes, of a call in a new folder."""
     with tempfile.TemporaryDirectory() as folder:
-        began = time.monotonic()
+        began, used = time.monotonic(), sum(os.times()[:4])
         draw(Path(folder))
-        return pictures / (time.monotonic() - began)
+        rate = pictures / (time.monotonic() - began)
+        return rate, (sum(os.times()[:4]) - used) / pictures
 
 
 def main() -> None:
@@ -62,16 +66,22 @@ def main() -> None:
         ways[f"set, {workers} processes"] = lambda folder, workers=workers: draw_geneval(
             asked.model, folder, prompts, IMAGES, None, settings | {"workers": workers}
         )
-    rates: dict[str, list[float]] = {name: [] for name in ways}
+    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for number in range(asked.rounds):
         for name, draw in ways.items():
-            rates[name].append(rate(draw, len(prompts) * IMAGES))
-            print(f"round {number + 1}: {name}: {rates[name][-1]:.2f} pictures/s", flush=True)
-    for name, values in rates.items():
-        ratio = median(a / b for a, b in zip(values, rates["plain loop"], strict=True))
+            rate, cpu = timed(draw, len(prompts) * IMAGES)
+            measured[name].append((rate, cpu))
+            print(
+                f"round {number + 1}: {name}: {rate:.2f} pictures/s, {cpu:.2f} CPU s each",
+                flush=True,
+            )
+    for name, values in measured.items():
+        pairs = zip(values, measured["plain loop"], strict=True)
+        faster = median(ours[0] / loop[0] for ours, loop in pairs)
+        rate = median(value[0] for value in values)
         print(
-            f"{name}: {median(values):.2f} pictures/s (median of {asked.rounds}), "
-            f"{ratio:.1f} times the plain loop; 2212 pictures in {2212 / median(values):.0f} s"
+            f"{name}: {rate:.2f} pictures/s (median of {asked.rounds}), {faster:.1f} times the "
+            f"plain loop; 2212 pictures in {2212 / rate / 60:.0f} min"
         )
 
 

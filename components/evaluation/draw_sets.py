@@ -51,9 +51,9 @@ def draw_missing(
     todo = [job for part in parts if not all(file.exists() for _, _, file in part) for job in part]
     if not todo:
         return 0
-    if len(todo) < len(jobs):
-        print(f"{what}: {len(jobs) - len(todo)} of {len(jobs)} are there", flush=True)
-    written = 0
+    there, written = sum(file.exists() for _, _, file in jobs), 0
+    if there:
+        print(f"{what}: {there} of {len(jobs)} pictures are there", flush=True)
     pictures = draw_pictures(
         model,
         [(prompt, seed) for prompt, seed, _ in todo],
