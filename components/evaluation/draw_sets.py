@@ -113,7 +113,7 @@ def draw_geneval(
         "sampler": {k: v for k, v in sampler.items() if k not in ("width", "height")},
     }
     claim(out, record)
-    first = record["seed"] * 1_000_000
+    first = int(settings["seed"]) * 1_000_000
     jobs: list[SetJob] = []
     for index, metadata in enumerate(prompts):
         place = write_prompt(out, index, metadata)
