@@ -16,7 +16,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from components.compose import load
-from components.evaluation.folder import Sample, read_detections
+from components.evaluation.boxes import read_detections
+from components.evaluation.folder import Sample
 from components.evaluation.geneval import score_image
 from components.evaluation.prompts import COCO, geneval_prompts
 from components.evaluation.scoring import result, score_samples
@@ -76,7 +77,7 @@ def main() -> None:
             ],
             "rules and chance floor": lambda: score_samples(samples, detections, settings, None),
             "means and intervals": lambda: result(scored, settings),
-            "reading the boxes": lambda: read_detections(file, samples),
+            "reading the boxes": lambda: read_detections(file),
         }
         seconds = {name: best(work) for name, work in parts.items()}
     for name, taken in seconds.items():

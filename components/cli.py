@@ -82,9 +82,9 @@ def generate(
     lora: Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter")] = None,
 ) -> None:
     """Draw a prompt to a PNG."""
-    from components.generate import generate as draw
+    from components.generate import generate as draw_prompt
 
-    for path in draw(prompt, model, size, images, seed, out, guidance, layout_offset, lora):
+    for path in draw_prompt(prompt, model, size, images, seed, out, guidance, layout_offset, lora):
         print(path)
 
 
@@ -129,9 +129,9 @@ def curate(
 
 
 app.add_typer(prompts, name="prompts")
+app.add_typer(draw, name="draw")
 app.add_typer(score, name="score")
 app.add_typer(rate, name="rate")
-app.add_typer(draw, name="draw")
 app.command()(winrate)
 
 

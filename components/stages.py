@@ -152,7 +152,8 @@ def _evaluate(call: Call) -> Path:
     from components.evaluation.evaluate import evaluate
 
     metrics = METRICS / "evaluate" / f"{call.key}.json"
-    evaluate(MODELS / call.key, SAMPLES / call.key, metrics, call.params, call.tracker)
+    model, samples = MODELS / call.key, SAMPLES / call.key
+    evaluate(model, samples, metrics, call.params, call.tracker, resume=call.resume)
     return metrics
 
 

@@ -207,8 +207,8 @@ def test_a_whole_folder_is_scored_and_official_results_are_read(
     assert "official result file" in result["categories"]["spatial"]["scored_by"]
     assert "48 px, noun chunks by the test" in result["categories"]["color"]["scored_by"]
     assert result["categories"]["color"]["stderr"] > 0
-    assert any("complex: scored by the official tool's" in gap for gap in result["gaps"])
-    assert "color: it has 2 prompts, officially 300 (or 700)." in result["gaps"]
+    assert any("complex: scored by the official tool's" in gap for gap in result["problems"])
+    assert "color: it has 2 prompts, officially 300 (or 700)." in result["problems"]
     # What was written is what the official tool would have left, and reads back alike.
     written = out / "color/annotation_blip/vqa_result.json"
     again = score_compbench(out, SETTINGS, scorer, ["color"], annotations=out)
@@ -309,3 +309,37 @@ def test_noun_chunks_come_from_spacy_or_a_file_and_nothing_else(tmp_path: Path) 
     file.write_text('{"prompt": "x", "chunks": [1]}\n')
     with pytest.raises(UserError, match=r"a chunk is no text"):
         chunk_file(file)
+
+
+def test_an_official_file_is_drawn_and_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import components.evaluation.draw_sets as draw_sets
+
+    file = tmp_path / "color_val.txt"
+    file.write_text("\r\n".join(PROMPTS))
+    model = tmp_path / "model"
+    (model / "sampler").mkdir(parents=True)
+    (model / "model_index.json").write_text("{}")
+    (model / "sampler/config.json").write_text('{"width": 8, "height": 8}')
+    drawn: list[list[tuple[str, int]]] = []
+
+    def draw(_: Path, jobs: list[tuple[str, int]], *rest: object) -> list[Image.Image]:
+        drawn.append(jobs)
+        return [Image.new("RGB", (8, 8)) for _ in jobs]
+
+    monkeypatch.setattr(draw_sets, "draw_pictures", draw)
+    settings = {"batch_size": 1, "workers": 1, "sampler": {}}
+    out = tmp_path / "out/color"
+    assert draw_sets.draw_compbench(model, file, out, None, settings) == 20
+    assert drawn[0] == [(prompt, 42 + i) for prompt in PROMPTS for i in range(10)]
+    pictures = read_samples(out)
+    assert [p.number for p in pictures] == list(range(20)) and gaps(pictures, PROMPTS) == []
+    pictures[3].path.unlink()
+    assert draw_sets.draw_compbench(model, file, out, None, settings) == 1
+    assert drawn[1] == [(PROMPTS[0], 45)]
+    with pytest.raises(UserError, match="begun with other settings"):
+        draw_sets.draw_compbench(model, file, out, (16, 8), settings)
+    file.write_text("a cup_and a dog")
+    with pytest.raises(UserError, match="'a cup_and a dog' cannot be a file's name"):
+        draw_sets.draw_compbench(model, file, tmp_path / "other", None, settings)

@@ -65,7 +65,7 @@ def test_the_table_is_the_official_one(first: int, grouped: bool, tmp_path: Path
     assert skills["all"] == {"score": 0.275, "n": 12, "stderr": skills["all"]["stderr"]}
     assert result["benchmark"] == "GenAI-Bench" and result["n"] == 12
     assert "clip-flant5-xxl_527_prompts.pt" in result["scored_by"]
-    assert "12 prompts, officially 527 or 1600" in result["gaps"][0]
+    assert "12 prompts, officially 527 or 1600" in result["problems"][0]
     # JSON of the same scores is the same.
     file = tmp_path / "scores.json"
     file.write_text(json.dumps({f"{first + i:05d}": s for i, s in enumerate(scores)}))
@@ -150,8 +150,8 @@ def test_other_files_sizes_and_ids_are_named(tmp_path: Path) -> None:
     Image.new("RGB", (9, 8)).save(pictures / "00002.jpeg")
     (pictures / "grid.png").touch()
     result = score_genai(pictures, results(tmp_path, [0.5] * N), SETTINGS, prompts)
-    assert any("no picture of a prompt: grid.png" in gap for gap in result["gaps"])
-    assert any("2 sizes: 11 of 8x8, 1 of 9x8" in gap for gap in result["gaps"])
+    assert any("no picture of a prompt: grid.png" in gap for gap in result["problems"])
+    assert any("2 sizes: 11 of 8x8, 1 of 9x8" in gap for gap in result["problems"])
     file = tmp_path / "scores.json"
     file.write_text(json.dumps({str(i): 0.5 for i in range(N)}))
     with pytest.raises(UserError, match=r"12 have no score.*12 scores have no prompt"):

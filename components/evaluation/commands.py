@@ -1,4 +1,4 @@
-"""`djepa prompts …` and `djepa score …`: thin calls that import what they need when they run."""
+"""`djepa prompts …`, `djepa draw …`, `djepa score …`: thin calls that import when they run."""
 
 import json
 import sys
@@ -25,6 +25,74 @@ def geneval_set() -> None:
         print(json.dumps(metadata))
 
 
+draw = typer.Typer(no_args_is_help=True)
+
+
+@draw.callback()
+def pictures() -> None:
+    """Draw a benchmark's pictures with a saved model; a run that was stopped goes on."""
+
+
+@draw.command("geneval")
+def draw_geneval_set(
+    model: Annotated[Path, typer.Argument(help="A model folder, e.g. models/phase1")],
+    out: Annotated[Path, typer.Argument(help="Gets GenEval's folders; the run goes on in it")],
+    images: Annotated[int, typer.Option(min=1, help="Pictures of each prompt")] = 4,
+    size: Annotated[str | None, typer.Option(help="WxH in pixels; by default the model's")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; by default evaluation.workers")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Drawn at once; by default evaluation.batch_size")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="JSON lines of metadata; by default the official 553")
+    ] = None,
+) -> None:
+    """Draw GenEval's prompts as its folders, with the model's own sampler settings."""
+    from components.compose import load
+    from components.evaluation.draw_sets import draw_geneval
+    from components.evaluation.prompts import geneval_prompts, read_prompts
+    from components.generate import parse_size
+
+    settings = load()["evaluation"] | {"sampler": {}}
+    if workers is not None:
+        settings["workers"] = workers
+    if batch is not None:
+        settings["batch_size"] = batch
+    asked = geneval_prompts() if prompts is None else read_prompts(prompts)
+    pixels = None if size is None else parse_size(size)
+    drawn = draw_geneval(model, out, asked, images, pixels, settings)
+    print(f"{out}: {len(asked)} prompts, {images} pictures each, {drawn} of them drawn now")
+
+
+@draw.command("compbench")
+def draw_compbench_set(
+    model: Annotated[Path, typer.Argument(help="A model folder, e.g. models/phase1")],
+    prompt_file: Annotated[Path, typer.Argument(metavar="PROMPTS", help="color_val.txt, …")],
+    out: Annotated[Path, typer.Argument(help="Gets samples/, e.g. compbench/phase1/color")],
+    size: Annotated[str | None, typer.Option(help="WxH in pixels; by default the model's")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; by default evaluation.workers")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Drawn at once; by default evaluation.batch_size")
+    ] = None,
+) -> None:
+    """Draw an official prompt file of T2I-CompBench, ten pictures a prompt, seeds 42 to 51."""
+    from components.compose import load
+    from components.evaluation.draw_sets import draw_compbench
+    from components.generate import parse_size
+
+    settings = load()["evaluation"] | {"sampler": {}}
+    if workers is not None:
+        settings["workers"] = workers
+    if batch is not None:
+        settings["batch_size"] = batch
+    drawn = draw_compbench(model, prompt_file, out, size and parse_size(size), settings)
+    print(f"{out / 'samples'}: {drawn} pictures drawn now")
+
+
 class DetectorName(StrEnum):
     """Who looks for things in pictures."""
 
@@ -47,23 +115,31 @@ def geneval(
         Path | None, typer.Option(help="JSON lines of boxes found elsewhere; no detector then")
     ] = None,
     detector: Annotated[
-        DetectorName, typer.Option(help="embedded: of the scenes; mask2former: the official one's")
-    ] = DetectorName.embedded,
+        DetectorName | None,
+        typer.Option(help="embedded (default): of the scenes; mask2former: the official one's"),
+    ] = None,
     results: Annotated[
         Path | None, typer.Option(help="Write the official result lines to this file")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The whole result as JSON")] = False,
 ) -> None:
     """Score pictures by GenEval's official rules."""
+    if detections is not None and detector is not None:
+        from components.errors import UserError
+
+        raise UserError(
+            f"--detections {detections} gives the boxes, so --detector {detector} would look for "
+            "nothing: leave out one of them."
+        )
     from components.compose import load
+    from components.evaluation.checks import notes
     from components.evaluation.evaluate import sentence
-    from components.evaluation.folder import gaps
     from components.evaluation.scoring import score_folder, write_results
     from components.scenes.world import World
 
     params = load()
     official = None
-    if detector is DetectorName.mask2former and detections is None:
+    if detector is DetectorName.mask2former:
         from components.evaluation.clip_colors import ClipColors
         from components.evaluation.mask2former import Mask2FormerDetector
 
@@ -72,11 +148,35 @@ def geneval(
     result, scored = score_folder(
         folder, params["evaluation"], World.from_params(params["data"]), detections, official
     )
-    for problem in gaps([one.sample for one in scored]):
-        print(f"djepa: {folder}: {problem}", file=sys.stderr, flush=True)
+    problems = notes([one.sample for one in scored], [one.detections for one in scored])
+    _say(folder, problems)
     if results is not None:
         write_results(results, scored)
+    result |= {"problems": problems}
     print(json.dumps(result, indent=2) if as_json else sentence(folder.name, result))
+
+
+def _say(where: Path, problems: list[str]) -> None:
+    for problem in problems:
+        print(f"djepa: {where}: {problem}", file=sys.stderr, flush=True)
+
+
+@score.command()
+def results(
+    file: Annotated[Path, typer.Argument(help="Result lines of the official tool, or of ours")],
+    as_json: Annotated[bool, typer.Option("--json", help="The whole result as JSON")] = False,
+) -> None:
+    """Sum up GenEval's result lines: the tasks, overall, its standard error; no chance floor."""
+    from components.compose import load
+    from components.evaluation.checks import notes
+    from components.evaluation.results import read_results, sentence, summary
+
+    read = read_results(file)
+    result = summary(read, file, load()["evaluation"])
+    problems = notes([one.sample for one in read]) + result.pop("problems")
+    _say(file, problems)
+    result |= {"problems": problems}
+    print(json.dumps(result, indent=2) if as_json else sentence(file.name, result))
 
 
 Out = Annotated[Path | None, typer.Option(help="Write the result to this file as JSON")]
@@ -150,8 +250,7 @@ def _show(result: dict, folder: Path, rows: str, out: Path | None, as_json: bool
     """Print a benchmark's result, and what is missing to stderr; write it if asked to."""
     from components.files import write_json
 
-    for gap in result["gaps"]:
-        print(f"djepa: {folder}: {gap}", file=sys.stderr, flush=True)
+    _say(folder, result["problems"])
     if out is not None:
         write_json(out, result)
     if as_json:
@@ -204,54 +303,6 @@ def preference_prompts(
         print(f"djepa: {sentence}", file=sys.stderr, flush=True)
     for prompt in chosen:
         print(json.dumps(prompt.line(), ensure_ascii=False))
-
-
-draw = typer.Typer(no_args_is_help=True)
-
-
-@draw.callback()
-def drawings() -> None:
-    """Draw a benchmark's prompts into its official folders; what is there is kept."""
-
-
-Model = Annotated[Path, typer.Argument(help="A model folder, for example models/r1")]
-Size = Annotated[str | None, typer.Option(help="WxH in pixels; by default evaluation.size")]
-
-
-@draw.command("compbench")
-def draw_compbench_set(
-    model: Model,
-    prompt_file: Annotated[Path, typer.Argument(metavar="PROMPTS", help="color_val.txt, …")],
-    out: Annotated[Path, typer.Argument(help="For example compbench/NAME/color")],
-    size: Size = None,
-) -> None:
-    """Draw an official prompt file of T2I-CompBench, ten pictures a prompt, seeds 42 to 51."""
-    from components.compose import load
-    from components.evaluation.compbench import draw_compbench
-    from components.evaluation.evaluate import parse_size
-
-    settings = load()["evaluation"]
-    drawn = draw_compbench(model, prompt_file, out, parse_size(size or settings["size"]), settings)
-    print(f"{out / 'samples'}: {drawn} pictures drawn, the others were there")
-
-
-@draw.command("preference")
-def draw_preference_set(
-    model: Model,
-    prompt_file: Annotated[
-        Path, typer.Argument(metavar="PROMPTS", help="What `djepa prompts preference` printed")
-    ],
-    out: Annotated[Path, typer.Argument(help="For example samples/preference-r1")],
-    size: Size = None,
-) -> None:
-    """Draw a preference set in GenEval's layout, for `djepa rate pairs` and `score preference`."""
-    from components.compose import load
-    from components.evaluation.evaluate import parse_size
-    from components.evaluation.preference_prompts import draw_preference
-
-    settings = load()["evaluation"]
-    drawn = draw_preference(model, prompt_file, out, parse_size(size or settings["size"]), settings)
-    print(f"{out}: {drawn} pictures drawn, the others were there")
 
 
 def winrate(

@@ -19,7 +19,7 @@ from components.evaluation.folder import SUFFIXES
 from components.evaluation.statistics import spreads
 from components.files import atomic_file
 
-SEED, IMAGES = 42, 10  # of the official drawing: first seed of a prompt, pictures of one
+IMAGES = 10  # pictures of a prompt
 COUNTS = (300, 700)  # prompts of a category: validation, training
 SHOWN = 5  # names in a sentence
 # Category: what scores it here, if anything does, and where the official tool writes its results.
@@ -212,7 +212,7 @@ def score_compbench(
             scored here. The other categories' results are looked for in `folder`.
         prompts: a folder of the official files, color_val.txt, …, to check the pictures by.
 
-    What is scored here is written to `folder` as the official tool would. `gaps` names what is
+    What is scored here is written to `folder` as the official tool would. `problems` names what is
     missing; a category is scored by what is there.
 
     Raises:
@@ -264,7 +264,7 @@ def score_compbench(
         "benchmark": "T2I-CompBench++",
         "n": sum(category["n"] for category in found.values()),
         "categories": found,
-        "gaps": missing,
+        "problems": missing,
     }
 
 
@@ -311,30 +311,3 @@ def _results(
         bases = [annotations / name, *([annotations] if alone else []), *bases]
     files = [base / spot / "vqa_result.json" for base in bases for spot in CATEGORIES[name][1]]
     return next((file for file in files if file.is_file()), None)
-
-
-def draw_compbench(
-    model: Path, prompts: Path, out: Path, size: tuple[int, int], settings: Mapping[str, Any]
-) -> int:
-    """Draw an official prompt file into `out/samples`, ten pictures a prompt, seeds 42 to 51.
-
-    Pictures that are there are kept; returns how many were drawn. size: width and height, px.
-
-    Raises:
-        UserError: a prompt that no official file name can hold, or what `draw_missing` raises.
-    """
-    from components.evaluation.draw_sets import draw_missing
-
-    asked = read_prompts(prompts)
-    for prompt in asked:
-        if "_" in prompt or "/" in prompt or "\0" in prompt or len(prompt.encode()) > 240:
-            raise UserError(
-                f"{prompts}: the prompt {prompt!r} cannot be a file's name up to its first '_', "
-                "which is how the official tool reads it back; reword it."
-            )
-    jobs = [
-        (prompt, SEED + i, out / "samples" / f"{prompt}_{IMAGES * place + i:06d}.png")
-        for place, prompt in enumerate(asked)
-        for i in range(IMAGES)
-    ]
-    return draw_missing(model, jobs, size, settings, f"drawing {prompts.stem}")

@@ -1,5 +1,6 @@
 """Draws a benchmark's pictures with a model and scores them."""
 
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,11 +10,12 @@ import numpy as np
 from PIL import Image
 
 from components.errors import UserError
-from components.evaluation.drawing import Pipeline, draw_pictures, load_pipeline
+from components.evaluation.draw_sets import RUN, claim, draw_missing, model_hash
+from components.evaluation.drawing import Pipeline, load_pipeline
 from components.evaluation.folder import write_prompt
 from components.evaluation.grid import grid
 from components.evaluation.scoring import Scored, score_folder, write_results
-from components.files import atomic_folder, write_json
+from components.files import atomic_folder, hash_of, write_json
 from components.scenes.tasks import TASKS, Metadata
 from components.scenes.world import World
 from components.tracking import Tracker
@@ -51,11 +53,13 @@ def draw(
     chosen: Sequence[tuple[Metadata, int]],
     out: Path,
     settings: Mapping[str, Any],
+    what: str,
     load: Callable[[Path], Pipeline] = load_pipeline,
-) -> None:
-    """Draw each prompt's pictures into `out` in GenEval's layout; a seed a picture.
+) -> int:
+    """Draw each prompt's missing pictures into `out` in GenEval's layout; a seed a picture.
 
-    `model`, `load` and the errors raised as in `drawing.draw_pictures`.
+    what: named by the progress lines. `model`, `load`, what is returned and the errors raised
+    as in `draw_sets.draw_missing`.
     """
     prompts, paths = [], []
     for index, (metadata, count) in enumerate(chosen):
@@ -63,19 +67,11 @@ def draw(
         prompts += [metadata["prompt"]] * count
         paths += [folder / f"{i:04d}.png" for i in range(count)]
     first = int(settings["seed"]) * 1_000_000
-    pictures = draw_pictures(
-        model,
-        [(prompt, first + i) for i, prompt in enumerate(prompts)],
-        parse_size(settings["size"]),
-        int(settings["batch_size"]),
-        settings["sampler"],
-        int(settings["workers"]),
-        # The folder's name is that which it will have once it is whole.
-        f"drawing {out.name.split('.tmp-')[0]}",
-        load,
-    )
-    for path, picture in zip(paths, pictures, strict=True):
-        picture.save(path)
+    jobs = [
+        (prompt, first + i, path)
+        for i, (prompt, path) in enumerate(zip(prompts, paths, strict=True))
+    ]
+    return draw_missing(model, jobs, parse_size(settings["size"]), settings, what, load)
 
 
 def evaluate(
@@ -85,6 +81,7 @@ def evaluate(
     params: Mapping[str, Any],
     tracker: Tracker,
     load: Callable[[Path], Pipeline] = load_pipeline,
+    resume: Path | None = None,
 ) -> dict[str, Any]:
     """Draw GenEval's tasks on the embedded world with a model and score them.
 
@@ -97,6 +94,8 @@ def evaluate(
         params: all parameters; `data` and `evaluation` are read.
         tracker: gets geneval/… and the grid.
         load: how a model folder becomes a pipeline.
+        resume: keeps the pictures until the stage ends well, so that a killed one goes on; what
+            another model or other settings drew there is dropped.
 
     Raises:
         UserError: settings, world or model folder that do not fit, or a drawing process died.
@@ -105,8 +104,17 @@ def evaluate(
     world = World.from_params(params["data"])
     chosen = benchmark(world, settings)
     with atomic_folder(samples_out) as folder:
-        started = time.monotonic()
-        draw(model, chosen, folder, settings, load)
+        started, what = time.monotonic(), f"drawing {samples_out.name}"
+        if resume is None:
+            drawn = draw(model, chosen, folder, settings, what, load)
+        else:
+            names = ("size", "seed", "batch_size", "sampler")
+            record = {"model": model_hash(model), "prompts": hash_of(chosen)}
+            claim(resume, record | {name: settings[name] for name in names}, clear=True)
+            drawn = draw(model, chosen, resume, settings, what, load)
+            shutil.copytree(
+                resume, folder, ignore=shutil.ignore_patterns(RUN, "*.tmp-*"), dirs_exist_ok=True
+            )
         seconds = time.monotonic() - started
         geneval, scored = score_folder(folder, settings, world)
         write_results(folder / "results.jsonl", scored)
@@ -121,9 +129,11 @@ def evaluate(
         },
     )
     tracker.log_metrics(
-        flatten(geneval, "geneval") | {"geneval/pictures_per_second": len(scored) / seconds}
+        flatten(geneval, "geneval") | {"geneval/pictures_per_second": drawn / seconds}
     )
     tracker.log_artifact(samples_out / "grid.png")
+    if resume is not None:
+        shutil.rmtree(resume)
     print(sentence(samples_out.name, geneval), flush=True)
     return geneval
 

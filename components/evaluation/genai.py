@@ -208,7 +208,7 @@ def score_genai(
         "n": len(asked),
         "scored_by": f"VQAScore, result file {results}",
         "skills": table,
-        "gaps": missing,
+        "problems": missing,
     }
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 Box = tuple[float, float, float, float]
@@ -10,6 +11,7 @@ SCORE_THRESHOLD = 0.3
 COUNTING_THRESHOLD = 0.9
 MAX_OBJECTS = 16
 POSITION_THRESHOLD = 0.1
+_score = itemgetter(4)
 
 
 def relative_position(a: Sequence[float], b: Sequence[float]) -> set[str]:
@@ -52,10 +54,14 @@ def found(metadata: Mapping[str, Any], detections: Mapping[str, Sequence[Sequenc
     threshold = COUNTING_THRESHOLD if counting else SCORE_THRESHOLD
     kept = {}
     for name, items in detections.items():
-        passed = [item for item in reversed(items) if item[4] > threshold]
-        best = sorted(passed, key=lambda item: -item[4])[:MAX_OBJECTS]
-        if best:
-            kept[name] = best
+        passed = [item for item in items if item[4] > threshold]
+        if len(passed) > 1:
+            # Reversed first: the sort, though descending, leaves equal scores as they stand.
+            passed.reverse()
+            passed.sort(key=_score, reverse=True)
+            del passed[MAX_OBJECTS:]
+        if passed:
+            kept[name] = passed
     return kept
 
 
@@ -68,12 +74,15 @@ def clauses(
 
 def meets(metadata: Mapping[str, Any], objects: Mapping[str, Sequence[Sequence[Any]]]) -> bool:
     """Whether all clauses of a prompt are met by what `found` kept for a prompt of its task."""
-    return all(met for met, _ in _judged(metadata, objects))
+    for met, _ in _judged(metadata, objects):  # noqa: SIM110: `all` takes half as long again
+        if not met:
+            return False
+    return True
 
 
 def reasons(metadata: Mapping[str, Any], objects: Mapping[str, Sequence[Sequence[Any]]]) -> str:
     """Why not, one clause a line; "" exactly where `meets` holds."""
-    return "\n".join(reason for met, reason in _judged(metadata, objects) if not met)
+    return "\n".join([reason for met, reason in _judged(metadata, objects) if not met])
 
 
 def _judged(

@@ -6,7 +6,6 @@ PartiPrompts from each challenge in it). The prompts themselves are users' own c
 """
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,7 @@ import numpy as np
 
 from components.errors import UserError
 from components.evaluation.compbench import CATEGORIES, read_prompts
-from components.evaluation.folder import check_metadata
 from components.evaluation.prompts import geneval_prompts
-from components.files import atomic_folder
 
 COUNT = 532  # prompts of the paper's protocol
 SOURCES = ("geneval", "compbench", "pickscore", "parti")
@@ -34,8 +31,8 @@ class Prompt:
     prompt: str
 
     def line(self) -> dict[str, Any]:
-        """As a JSON line. With `tag` and `include` it is also a metadata line of GenEval's layout,
-        so that its pictures can be drawn, rated and judged as others are."""
+        """As a JSON line. With `tag` and `include` it is also a metadata line of GenEval's layout:
+        `djepa draw geneval --prompts` draws it, and its pictures are rated and judged as others."""
         return {
             "tag": self.source if self.category == "" else f"{self.source}/{self.category}",
             "include": [],
@@ -103,45 +100,6 @@ def preference_set(
         if n < share
     ]
     return chosen, missing
-
-
-def draw_preference(
-    model: Path, prompts: Path, out: Path, size: tuple[int, int], settings: Mapping[str, Any]
-) -> int:
-    """Draw a picture of each JSON line into `out` in GenEval's layout; returns how many it drew.
-
-    What is there is kept. The seed of a picture is `evaluation.seed` · 1,000,000 + its place.
-
-    Raises:
-        UserError: the file is no such set, a folder holds another prompt, or what `draw_missing`
-            raises.
-    """
-    from components.evaluation.draw_sets import draw_missing
-
-    jobs, first = [], int(settings["seed"]) * 1_000_000
-    for index, metadata in enumerate(_lines(prompts)):
-        place = out / f"{index:05d}"
-        if not place.is_dir():
-            with atomic_folder(place) as whole:
-                (whole / "samples").mkdir()
-                (whole / "metadata.jsonl").write_text(json.dumps(metadata) + "\n")
-        elif json.loads((place / "metadata.jsonl").read_text()) != metadata:
-            raise UserError(f"{place} holds another prompt than {prompts}; choose another folder.")
-        jobs.append((metadata["prompt"], first + index, place / "samples" / "0000.png"))
-    return draw_missing(model, jobs, size, settings, f"drawing {out.name}")
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    """The metadata of a set's lines, checked."""
-    try:
-        lines = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
-        for metadata in lines:
-            check_metadata(metadata)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{file} is no prompt set ({error!r}); write one with `djepa prompts preference`."
-        ) from None
-    return lines
 
 
 def _drawn(

@@ -1,9 +1,12 @@
 """GenEval's official prompts, drawn as its generator draws them (djghosh13/geneval)."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 
+from components.errors import UserError
+from components.evaluation.folder import check_metadata, refuse
 from components.scenes.tasks import (
     OFFICIAL_COLORS,
     RELATIONS,
@@ -30,6 +33,29 @@ COCO = (
     "computer keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator",
     "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
 )  # fmt: skip
+
+
+def read_prompts(file: Path) -> list[Metadata]:
+    """Prompts from a file like GenEval's evaluation_metadata.jsonl, in order.
+
+    Raises:
+        UserError: no such file, or lines that are no metadata; all by number.
+    """
+    try:
+        lines = file.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Prompts {file} cannot be read as text: {error}.") from None
+    prompts, damaged = [], []
+    for number, line in enumerate(lines, start=1):
+        try:
+            prompts.append(json.loads(line))
+            check_metadata(prompts[-1])
+        except (ValueError, KeyError, TypeError) as error:
+            damaged.append(f"{file}, line {number} is no line of GenEval's metadata ({error!r})")
+    refuse(damaged, "it needs tag, include and prompt, as `djepa prompts geneval`.")
+    if not prompts:
+        raise UserError(f"{file} holds no prompt.")
+    return prompts
 
 
 def geneval_prompts() -> list[Metadata]:

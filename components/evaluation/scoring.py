@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from components.errors import UserError
+from components.evaluation.boxes import check_detections, check_names, read_detections
+from components.evaluation.checks import check_pictures, check_samples
 from components.evaluation.detector import Detections, Detector, SceneDetector
-from components.evaluation.folder import Sample, read_detections, read_folder
+from components.evaluation.folder import Sample, read_folder
 from components.evaluation.geneval import found, meets, reasons
 from components.evaluation.statistics import spreads, task_means
 from components.files import atomic_file
@@ -55,8 +57,9 @@ def detect_all(samples: Sequence[Sample], detector: Detector, what: str) -> list
         what: named in the progress lines.
 
     Raises:
-        UserError: a damaged picture, or a failed self-test.
+        UserError: damaged pictures, a failed self-test, or classes under other names.
     """
+    check_pictures(samples)
     tested: set[tuple[int, int]] = set()
     progress = Progress(f"detecting {what}", len(samples), "pictures")
     found = []
@@ -68,6 +71,7 @@ def detect_all(samples: Sequence[Sample], detector: Detector, what: str) -> list
         colored = {c["class"] for c in sample.metadata["include"] if "color" in c}
         found.append(detector.detect(image, colored))
         progress.at(i + 1)
+    check_names(f"The detector {detector.about().get('detector', '')}", samples, found)
     return found
 
 
@@ -83,31 +87,21 @@ def score_samples(
     prompts of the same task that mean something else, drawn with a fixed seed; from the world's
     prompts, without a world from the folder's own.
     """
-    rng = np.random.default_rng(int(settings["seed"]))
-    pools: dict[str, list[Metadata]] = {}
-    for metadata in {json.dumps(s.metadata): s.metadata for s in samples}.values():
-        pools.setdefault(metadata["tag"], []).append(metadata)
-    if world is not None:
-        pools = {task: world.all_prompts(task) for task in pools}
-    # With the classes of each: most are told from them alone.
-    told = {
-        task: [(m, meaning(m), {clause["class"] for clause in m["include"]}) for m in pool]
-        for task, pool in pools.items()
-    }
+    rng, most = np.random.default_rng(int(settings["seed"])), int(settings["other_prompts"])
+    # Pictures of one prompt share its metadata: what depends on that alone is found once.
+    prompts = {id(s.metadata): s.metadata for s in samples}
+    others = dict(zip(prompts, _unlike(list(prompts.values()), world), strict=True))
     scored = []
-    unlike: dict[tuple[str, Any], list[tuple[Metadata, Any, set[str]]]] = {}
     for sample, seen in zip(samples, detections, strict=True):
-        task = sample.metadata["tag"]
-        own = meaning(sample.metadata)
-        if (task, own) not in unlike:
-            unlike[task, own] = [one for one in told[task] if one[1] != own]
-        others = unlike[task, own]
-        order = rng.permutation(len(others))[: int(settings["other_prompts"])]
+        pool = others[id(sample.metadata)]
+        order = rng.permutation(len(pool))[:most].tolist()
         counted, held = found(sample.metadata, seen), 0
-        classes = set(counted)
-        for i in order.tolist():
-            other, _, wanted = others[i]
-            held += wanted <= classes and meets(other, counted)
+        classes = counted.keys()
+        for i in order:
+            other, wanted = pool[i]
+            # Most are told from the classes alone.
+            if wanted <= classes and meets(other, counted):
+                held += 1
         reason = reasons(sample.metadata, counted)
         split = ""
         if world is not None:
@@ -115,6 +109,33 @@ def score_samples(
         floor = held / len(order) if len(order) else 0.0
         scored.append(Scored(sample, seen, not reason, reason, floor, split))
     return scored
+
+
+def _unlike(
+    prompts: Sequence[Metadata], world: World | None
+) -> list[list[tuple[Metadata, frozenset[str]]]]:
+    """For each prompt those of its task that mean something else, with the classes they need."""
+    pools: dict[str, list[Metadata]] = {}
+    for metadata in {json.dumps(m): m for m in prompts}.values():
+        pools.setdefault(metadata["tag"], []).append(metadata)
+    if world is not None:
+        pools = {task: world.all_prompts(task) for task in pools}
+    told = {
+        task: [(m, frozenset(clause["class"] for clause in m["include"])) for m in pool]
+        for task, pool in pools.items()
+    }
+    same: dict[tuple[Any, ...], list[int]] = {}  # a meaning begins with its task
+    for pool in pools.values():
+        for i, metadata in enumerate(pool):
+            same.setdefault(meaning(metadata), []).append(i)
+    unlike: dict[tuple[Any, ...], list[tuple[Metadata, frozenset[str]]]] = {}
+    meanings = [meaning(metadata) for metadata in prompts]
+    for metadata, own in zip(prompts, meanings, strict=True):
+        if own not in unlike:
+            unlike[own] = list(told[metadata["tag"]])
+            for i in reversed(same.get(own, [])):
+                del unlike[own][i]
+    return [unlike[own] for own in meanings]
 
 
 def summary(scored: Sequence[Scored], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,18 +210,22 @@ def score_folder(
     """Score pictures in GenEval's official layout.
 
     Args:
-        folder: holds 00000/metadata.jsonl, 00000/samples/0000.png, ….
+        folder: holds 00000/metadata.jsonl, 00000/samples/0000.png, …. Where detections are given
+            the pictures need not be there.
         settings: `params["evaluation"]`.
         world: its detector is used and its held-out set splits the result, if the prompts are its.
         detections: a file of detections made elsewhere, instead of a detector.
-        detector: another than the world's.
+        detector: another than the world's; not beside detections.
 
     The result says under `scored_by` what made the boxes.
 
     Raises:
-        UserError: a damaged folder, no detector, or a failed self-test.
+        UserError: no detector; a folder or detections that would be scored
+            wrongly (see `checks`), or a failed self-test.
     """
-    samples = read_folder(folder)
+    by_name = {} if detections is None else read_detections(detections)
+    samples = read_folder(folder, by_name)
+    check_samples(samples)
     foreign = sorted(
         {c["class"] for s in samples for c in s.metadata["include"]}
         - set(world.shapes if world else [])
@@ -208,7 +233,7 @@ def score_folder(
     if foreign:
         world = None  # another world's prompts: no held-out set, and no detector of ours
     if detections is not None:
-        by_name = read_detections(detections, samples)
+        check_detections(detections, by_name, samples)
         found = [by_name[s.filename] for s in samples]
         scored_by: dict[str, Any] = {"detections": str(detections)}
     else:

@@ -22,10 +22,14 @@ class Spread:
 
 def task_means(values: Sequence[float], tasks: Sequence[str]) -> dict[str, float]:
     """Mean of each task, in order of first appearance."""
-    groups: dict[str, list[float]] = {}
-    for value, task in zip(values, tasks, strict=True):
-        groups.setdefault(task, []).append(float(value))
-    return {task: float(np.mean(group)) for task, group in groups.items()}
+    array, codes = np.asarray(values, float), _codes(tasks)
+    column = np.array([codes[task] for task in tasks], int)
+    return {task: float(np.mean(array[column == code])) for task, code in codes.items()}
+
+
+def _codes(names: Sequence[str]) -> dict[str, int]:
+    """A number for each different name, in order of first appearance."""
+    return {name: code for code, name in enumerate(dict.fromkeys(names))}
 
 
 def spreads(
@@ -53,8 +57,11 @@ def spreads(
     means, draws = np.zeros(len(values)), np.zeros((resamples, len(values)))
     for by_prompt in cells.values():
         n = len(by_prompt)
-        sums = np.array([values[:, rows].sum(1) for rows in by_prompt.values()])
         counts = np.array([len(rows) for rows in by_prompt.values()], float)
+        sums = np.zeros((n, len(values)))
+        for count in np.unique(counts):  # prompts of as many pictures at once
+            rows = [each for each in by_prompt.values() if len(each) == count]
+            sums[counts == count] = values[:, rows].sum(2).T
         weights = rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(float)
         means += sums.sum(0) / counts.sum() / len(cells)
         draws += (weights @ sums) / (weights @ counts)[:, None] / len(cells)
