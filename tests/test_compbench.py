@@ -24,6 +24,8 @@ from components.evaluation.compbench import (
     score_compbench,
     write_results,
 )
+from components.evaluation.draw_sets import draw_compbench
+from tests.test_draw_sets import model as drawing_model  # noqa: F401
 from tests.test_mask2former import write_clip
 
 SETTINGS = {"bootstrap": 200, "seed": 0}
@@ -312,34 +314,28 @@ def test_noun_chunks_come_from_spacy_or_a_file_and_nothing_else(tmp_path: Path) 
 
 
 def test_an_official_file_is_drawn_and_gone_on_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    drawing_model: Path,  # noqa: F811
+    tmp_path: Path,
 ) -> None:
-    import components.evaluation.draw_sets as draw_sets
-
     file = tmp_path / "color_val.txt"
     file.write_text("\r\n".join(PROMPTS))
-    model = tmp_path / "model"
-    (model / "sampler").mkdir(parents=True)
-    (model / "model_index.json").write_text("{}")
-    (model / "sampler/config.json").write_text('{"width": 8, "height": 8}')
-    drawn: list[list[tuple[str, int]]] = []
-
-    def draw(_: Path, jobs: list[tuple[str, int]], *rest: object) -> list[Image.Image]:
-        drawn.append(jobs)
-        return [Image.new("RGB", (8, 8)) for _ in jobs]
-
-    monkeypatch.setattr(draw_sets, "draw_pictures", draw)
-    settings = {"batch_size": 1, "workers": 1, "sampler": {}}
+    settings = {"batch_size": 10, "workers": 1, "sampler": {"autoregressive_steps": 2}}
     out = tmp_path / "out/color"
-    assert draw_sets.draw_compbench(model, file, out, None, settings) == 20
-    assert drawn[0] == [(prompt, 42 + i) for prompt in PROMPTS for i in range(10)]
+    assert draw_compbench(drawing_model, file, out, None, settings) == 20
     pictures = read_samples(out)
     assert [p.number for p in pictures] == list(range(20)) and gaps(pictures, PROMPTS) == []
+    before = [p.path.read_bytes() for p in pictures]
+    assert len(set(before)) == 20
     pictures[3].path.unlink()
-    assert draw_sets.draw_compbench(model, file, out, None, settings) == 1
-    assert drawn[1] == [(PROMPTS[0], 45)]
-    with pytest.raises(UserError, match="begun with other settings"):
-        draw_sets.draw_compbench(model, file, out, (16, 8), settings)
+    assert draw_compbench(drawing_model, file, out, None, settings) == 1
+    assert [p.path.read_bytes() for p in read_samples(out)] == before
+    # Officially the first picture of every prompt has the seed 42.
+    again = tmp_path / "again"
+    file.write_text(PROMPTS[1])
+    draw_compbench(drawing_model, file, again, None, settings)
+    assert [p.path.read_bytes() for p in read_samples(again)] == before[10:]
+    with pytest.raises(UserError, match=r"begun with other settings"):
+        draw_compbench(drawing_model, file, out, None, settings)
     file.write_text("a cup_and a dog")
-    with pytest.raises(UserError, match="'a cup_and a dog' cannot be a file's name"):
-        draw_sets.draw_compbench(model, file, tmp_path / "other", None, settings)
+    with pytest.raises(UserError, match=r"'a cup_and a dog' cannot be a file's name"):
+        draw_compbench(drawing_model, file, tmp_path / "other", None, settings)
