@@ -90,9 +90,7 @@ def test_a_killed_run_goes_on_to_the_same_set(model: Path, whole: Path, tmp_path
     assert names == expected
 
 
-def test_one_missing_picture_comes_back_as_it_was(
-    model: Path, whole: Path, tmp_path: Path
-) -> None:
+def test_one_missing_picture_comes_back_as_it_was(model: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "set"
     shutil.copytree(whole, out)
     (out / "00002/samples/0001.png").unlink()

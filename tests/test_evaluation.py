@@ -224,7 +224,7 @@ def test_bad_folders_and_detections_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not know cup"):
         score_folder(tmp_path / "out", SETTINGS, None)
     (tmp_path / "d.jsonl").write_text('{"filename": "00000/samples/0000.png", "detections": {}}\n')
-    with pytest.raises(UserError, match="no line for 00000/samples/0001.png"):
+    with pytest.raises(UserError, match=r"no line for 00000/samples/0001\.png"):
         score_folder(tmp_path / "out", SETTINGS, None, detections=tmp_path / "d.jsonl")
     (tmp_path / "d.jsonl").write_text("{\n")
     with pytest.raises(UserError, match="line 1 is no line of detections"):

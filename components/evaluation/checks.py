@@ -100,9 +100,7 @@ def check_pictures(samples: Sequence[Sample]) -> None:
     refuse(damaged, "draw these again or remove them.")
 
 
-def notes(
-    samples: Sequence[Sample], detections: Sequence[Mapping[str, Any]] = ()
-) -> list[str]:
+def notes(samples: Sequence[Sample], detections: Sequence[Mapping[str, Any]] = ()) -> list[str]:
     """What a user must know beside a score, a sentence each; [] for a whole run.
 
     Missing folders, prompts and tasks, other numbers of pictures, other sizes, prompts in other

@@ -74,7 +74,7 @@ def clauses(
 
 def meets(metadata: Mapping[str, Any], objects: Mapping[str, Sequence[Sequence[Any]]]) -> bool:
     """Whether all clauses of a prompt are met by what `found` kept for a prompt of its task."""
-    for met, _ in _judged(metadata, objects):  # noqa: SIM110: `all` takes half as long again
+    for met, _ in _judged(metadata, objects):  # noqa: SIM110 (`all` takes half as long again)
         if not met:
             return False
     return True

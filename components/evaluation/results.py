@@ -9,7 +9,7 @@ from typing import Any
 
 from components.errors import UserError
 from components.evaluation.checks import check_samples
-from components.evaluation.folder import Sample, check_metadata, refuse
+from components.evaluation.folder import NAME, Sample, check_metadata, refuse
 from components.evaluation.geneval import score_image
 from components.evaluation.statistics import spreads, task_means
 from components.scenes.tasks import TASKS
@@ -68,12 +68,11 @@ def _line(record: Mapping[str, Any]) -> Line:
     if not isinstance(record["correct"], bool):
         raise TypeError("correct is true or false")
     path = Path(record["filename"])
-    number, samples, name = path.parts[-3:]
-    if samples != "samples" or not number.isdigit():
+    if not NAME.fullmatch("/".join(path.parts[-3:])):
         raise ValueError(f"filename {record['filename']} does not end as 00000/samples/0000.png")
     details = record.get("details")
     return Line(
-        Sample(f"{number}/samples/{name}", metadata, path),
+        Sample("/".join(path.parts[-3:]), metadata, path),
         record["correct"],
         json.loads(details) if isinstance(details, str) else details,
     )
