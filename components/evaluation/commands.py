@@ -89,7 +89,8 @@ def draw_compbench_set(
         settings["workers"] = workers
     if batch is not None:
         settings["batch_size"] = batch
-    drawn = draw_compbench(model, prompt_file, out, size and parse_size(size), settings)
+    pixels = None if size is None else parse_size(size)
+    drawn = draw_compbench(model, prompt_file, out, pixels, settings)
     print(f"{out / 'samples'}: {drawn} pictures drawn now")
 
 
