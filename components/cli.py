@@ -11,7 +11,7 @@ from components.errors import explain, say
 try:
     import typer
 
-    from components.evaluation.commands import draw, prompts, score
+    from components.evaluation.commands import draw, prompts, score, winrate
     from components.rating.commands import rate
 except ModuleNotFoundError as missing:  # another Python than the one that was installed into
     sys.exit(say("djepa", explain(missing) or str(missing)))
@@ -132,6 +132,7 @@ app.add_typer(prompts, name="prompts")
 app.add_typer(draw, name="draw")
 app.add_typer(score, name="score")
 app.add_typer(rate, name="rate")
+app.command()(winrate)
 
 
 @app.command()

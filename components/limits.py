@@ -121,6 +121,10 @@ LIMITS: dict[str, Limit] = {
     "evaluation.grid.*": COUNT,
     "evaluation.detector.*": POSITIVE,
     "evaluation.colors.batch": COUNT,
+    "evaluation.blip_vqa.size": COUNT,
+    "evaluation.blip_vqa.batch": COUNT,
+    "evaluation.clip_score.batch": COUNT,
+    "evaluation.pick_score.batch": COUNT,
 }
 
 

@@ -13,10 +13,9 @@ from components.errors import UserError
 from components.evaluation.detector import Blob, SceneDetector, realism, self_test
 from components.evaluation.folder import Sample, read_folder
 from components.evaluation.geneval import SCORE_THRESHOLD, clauses
-from components.evaluation.statistics import spreads
+from components.evaluation.win_rates import sentence, win_rate
 from components.files import write_json
 from components.progress import Progress
-from components.scenes.tasks import TASKS
 from components.scenes.world import World
 from components.tracking import Tracker
 
@@ -96,46 +95,10 @@ def compare(
     for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         verdicts.append(verdict(judge(a), judge(b), float(settings["realism_margin"])))
         progress.at(i + 1)
-    outcome = win_rate(ours, verdicts, settings)
+    prompts, tags = ([s.metadata[key] for s in ours] for key in ("prompt", "tag"))
+    outcome = win_rate(verdicts, prompts, tags, settings)
     outcome |= {"judge": JUDGE, "model": samples.name, "baseline": baseline.name}
     write_json(metrics_out, outcome)
     tracker.log_metrics({"win_rate": outcome["win_rate"]})
-    print(
-        f"{samples.name} against {baseline.name}: win rate {outcome['win_rate']:.3f} "
-        f"[{outcome['low']:.3f}, {outcome['high']:.3f}], {outcome['better']} better, "
-        f"{outcome['same']} same, {outcome['worse']} worse",
-        flush=True,
-    )
+    print(sentence(outcome), flush=True)
     return outcome
-
-
-def win_rate(
-    samples: Sequence[Sample], verdicts: Sequence[int], settings: Mapping[str, Any]
-) -> dict[str, Any]:
-    """(better + 0.5 · same) / all, with its interval and by task."""
-    points = [(v + 1) / 2 for v in verdicts]
-    names = [s.metadata["tag"] for s in samples]
-    # All pairs count alike, so to the bootstrap they are one task.
-    (whole,) = spreads(
-        [points],
-        ["all"] * len(points),
-        [s.metadata["prompt"] for s in samples],
-        int(settings["bootstrap"]),
-        int(settings["seed"]),
-    )
-    by_task = {
-        task: [p for p, name in zip(points, names, strict=True) if name == task]
-        for task in TASKS
-        if task in names
-    }
-    return {
-        "win_rate": round(whole.mean, 4),
-        "low": round(whole.low, 4),
-        "high": round(whole.high, 4),
-        "stderr": round(whole.stderr, 4),
-        "better": verdicts.count(1),
-        "same": verdicts.count(0),
-        "worse": verdicts.count(-1),
-        "n": len(verdicts),
-        "tasks": {task: round(sum(v) / len(v), 4) for task, v in by_task.items()},
-    }

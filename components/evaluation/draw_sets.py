@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import UserError
+from components.evaluation.compbench import IMAGES, read_prompts
 from components.evaluation.drawing import Pipeline, draw_pictures, load_pipeline
 from components.evaluation.folder import write_prompt
 from components.files import atomic_file, hash_of, read_json, write_json
@@ -15,6 +16,8 @@ from components.scenes.tasks import Metadata
 
 SetJob = tuple[str, int, Path]  # prompt, seed, PNG file to be
 RUN = "run.json"
+COMPBENCH_SEED = 42  # of a prompt's first picture, officially
+NAME = 240  # bytes of a prompt that is part of a file's name
 
 
 def draw_missing(
@@ -121,6 +124,49 @@ def draw_geneval(
             (metadata["prompt"], first + images * index + i, place / f"{i:04d}.png")
             for i in range(images)
         ]
+    return draw_missing(model, jobs, size, settings, f"drawing {out.name}")
+
+
+def draw_compbench(
+    model: Path,
+    file: Path,
+    out: Path,
+    size: tuple[int, int] | None,
+    settings: Mapping[str, Any],
+) -> int:
+    """Draw an official prompt file of T2I-CompBench into `out/samples`, or go on with it.
+
+    Ten pictures a prompt with the official seeds 42 to 51, named {prompt}_{000000}.png. Arguments
+    and sampler settings are as of `draw_geneval`; returns how many pictures were drawn.
+
+    Raises:
+        UserError: a prompt that no official file name can hold, or as `draw_geneval`.
+    """
+    prompts = read_prompts(file)
+    for prompt in prompts:
+        if "_" in prompt or "/" in prompt or "\0" in prompt or len(prompt.encode()) > NAME:
+            raise UserError(
+                f"{file}: the prompt {prompt!r} cannot be a file's name up to its first '_', "
+                "which is how the official tool reads it back; reword it."
+            )
+    sampler = _sampler(model) | dict(settings["sampler"])
+    if size is None:
+        size = int(sampler["width"]), int(sampler["height"])
+    record = {
+        "model": model_hash(model),
+        "prompts": hash_of(prompts),
+        "images": IMAGES,
+        "size": "{}x{}".format(*size),
+        "seed": COMPBENCH_SEED,
+        "batch": int(settings["batch_size"]),
+        "sampler": {k: v for k, v in sampler.items() if k not in ("width", "height")},
+    }
+    claim(out, record)
+    jobs: list[SetJob] = [
+        (prompt, COMPBENCH_SEED + i, out / "samples" / f"{prompt}_{IMAGES * place + i:06d}.png")
+        for place, prompt in enumerate(prompts)
+        for i in range(IMAGES)
+    ]
     return draw_missing(model, jobs, size, settings, f"drawing {out.name}")
 
 
