@@ -227,7 +227,7 @@ def time_bins(times: int) -> list[str]:
 
 
 def figures(point: Mapping[str, Any]) -> dict[str, float]:
-    """A point as metrics: `validation/flow`, `validation/flow/32x32`, `validation/flow/t0.2-0.4`."""
+    """A point by the names of its metrics: `validation/flow`, `validation/flow/t0.2-0.4`."""
     named = {f"validation/{key}": point[key] for key in ("flow", "jepa") if key in point}
     named |= {f"validation/flow/{rung}": value for rung, value in point["rungs"].items()}
     return named | {f"validation/flow/t{bin}": value for bin, value in point["times"].items()}
