@@ -25,7 +25,7 @@ from components.tokens.encoded import EncodedSet
 from components.training.batch import Batch, grouped
 from components.training.distribution import Team
 from components.training.draw import Draw
-from components.training.losses import velocity_error, whole_error
+from components.training.losses import flow_path, whole_error
 
 MASKS = 4  # hidden shares: the middles of so many equally likely parts of training.mask
 
@@ -191,17 +191,19 @@ def errors(
 
     The baseline has one time a picture, so it runs K times; of D-JEPA the flow head alone does.
     """
-    each = [
-        replace(batch, t=batch.t[:, :, k : k + 1], noise=batch.noise[:, :, k : k + 1])
-        for k in range(batch.t.shape[2])
-    ]
     if isinstance(network, FlowDiT):
+        each = [
+            replace(batch, t=batch.t[:, :, k : k + 1], noise=batch.noise[:, :, k : k + 1])
+            for k in range(batch.t.shape[2])
+        ]
         flow = torch.stack([whole_error(network, one).mean(dim=1) for one in each], dim=1)
         return flow, flow.new_zeros(len(flow))
     assert isinstance(network, DJEPA)
     text = network.encoder.text_in(batch.prompt)
     z = network.predict(text, batch.x[:, : batch.visible], batch.layout)
-    flow = torch.stack([velocity_error(network, one, z).mean(dim=1) for one in each], dim=1)
+    x = batch.x[:, batch.visible :, None]
+    moved, velocity = flow_path(x, batch.noise, batch.t[..., None])
+    flow = (network.head(moved, batch.t, z) - velocity).square().mean(dim=(1, 3))
     if target is None:
         return flow, flow.new_zeros(len(flow))
     features = target_features(
