@@ -17,6 +17,7 @@ from components.errors import UserError
 from components.evaluation.plots import validation_plot
 from components.feedback.ledger import Ledger, coverage, never_drawn
 from components.limits import check
+from components.tokens.encode import encode
 from components.tokens.encoded import EncodedSet
 from components.tracking import Tracker
 from components.training.checkpoint import Training
@@ -319,6 +320,18 @@ def test_the_ledger_says_the_split_apart_from_what_was_never_drawn(encoded_folde
     params["training"]["validation"] = SETTINGS | {"pictures": 0}
     second = train(encoded_folder, tmp_path, params, "phase2", tmp_path / "state")
     assert second["validation"] == {"held_out": 0, "pictures": 0}
+
+
+def test_a_set_encoded_on_demand_has_the_same_split_and_figures(encoded_folder, tmp_path):
+    curated, params = encoded_folder.parent / "curated", params_with()
+    params["data"]["encode"] = "online"
+    params["model"]["encode"]["most_cropped"] = 0.12
+    encode(curated, tmp_path / "online", tmp_path / "encode.json", params, Tracker())
+    cached, online = (validation_of(f, params) for f in (encoded_folder, tmp_path / "online"))
+    assert cached[1].ids.tolist() == online[1].ids.tolist()
+    training = fresh(params, cached[0])
+    one, other = (v.measure(training.ema, training.target, Team()) for _, _, v in (cached, online))
+    assert other["flow"] == pytest.approx(one["flow"], rel=1e-2)  # the cache is bfloat16
 
 
 def test_too_few_samples_leave_it_out_and_say_so(encoded_folder, tmp_path, capsys):
