@@ -39,6 +39,7 @@ FINAL = (
     "references/*/positive_share",
     "critic/*/auroc",
     "train/*/final.*",
+    "train/*/validation.flow",
     "train/*/images",
     "train/*/dropped_by_critic",
     "curate/total",

@@ -41,9 +41,11 @@ def quick():
 
 
 def params_for(workers: int, **training) -> dict:
-    """Four steps, one line each, AdamW: Muon's orthogonal steps enlarge rounding."""
+    """Four steps, one line each, AdamW: Muon's orthogonal steps enlarge rounding; validation."""
     params = tiny_params()
-    params["training"] |= {"workers": workers, "lines": 1000, "grids": 0, **training}
+    validation = {"pictures": 4, "most": 0.5, "points": 2, "times": 2, "seed": 0}
+    params["training"] |= {"workers": workers, "lines": 1000, "grids": 0}
+    params["training"] |= {"validation": validation, **training}
     params["training"]["optimizer"]["kind"] = "adamw"
     params["training"]["phase1"]["images"] = 32
     return params
@@ -102,6 +104,13 @@ def test_two_processes_say_and_learn_what_one_does(encoded_folder, alone, tmp_pa
     assert len(one["history"]) == 4
     np.testing.assert_allclose(said(two), said(one), rtol=LOSS)
     close(alone, tmp_path)
+    validated = [
+        [point[k] for k in ("images", "flow", "jepa")]
+        for metrics in (one, two)
+        for point in metrics["validation"]["history"]
+    ]
+    assert len(validated) == 4 and one["validation"]["pictures"] >= 4
+    np.testing.assert_allclose(validated[2:], validated[:2], rtol=10 * LOSS)
     assert two["sampling"] == one["sampling"] and two["coverage"] == one["coverage"]
 
 
@@ -171,8 +180,9 @@ def test_sharded_snapshots_go_on_in_another_number_of_processes(
     files = [path for path in snapshot.rglob("*") if path.is_file()]
     assert len(list(snapshot.glob("model/*.safetensors"))) == (2 if before == 2 else 0)
     assert {path.suffix for path in files} == {".safetensors", ".json", ".npy"}  # no pickle
-    train(encoded_folder, tmp_path, params_for(after, sharding="shard"))
+    said = train(encoded_folder, tmp_path, params_for(after, sharding="shard"))
     close(alone, tmp_path)
+    assert len(said["validation"]["history"]) == 2
     assert not list((tmp_path / "resume").glob("*"))
 
 

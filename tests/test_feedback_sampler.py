@@ -57,7 +57,10 @@ class View:
         )
 
 
-def make(view, critic=None, seed=0, size=None, rungs=None, packs=False, aspect=None, **feedback):
+def make(
+    view, critic=None, seed=0, size=None, rungs=None, packs=False, aspect=None, held_out=None,
+    **feedback,
+):  # fmt: skip
     params = {
         "training": {
             "phase1": {
@@ -77,7 +80,7 @@ def make(view, critic=None, seed=0, size=None, rungs=None, packs=False, aspect=N
         }
         | feedback,
     }
-    return StatisticalSampler(view, params, "phase1", seed, critic, packs)
+    return StatisticalSampler(view, params, "phase1", seed, critic, packs, held_out=held_out)
 
 
 def draw(sampler, samples):

@@ -132,6 +132,7 @@ def tiny_params() -> dict[str, Any]:
             "snapshot_seconds": 3600,
             "lines": 4,
             "grids": 1,
+            "validation": {"pictures": 0, "most": 0.5, "points": 4, "times": 4, "seed": 0},
             "phase1": {
                 "images": 96,
                 "batch": 8,

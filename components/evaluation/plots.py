@@ -9,6 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # the backend must be chosen first
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from components.scenes.tasks import TASKS
 
@@ -97,5 +98,48 @@ def curve_plot(history: Sequence[Mapping[str, float]], name: str, path: Path) ->
         axes.set_xlabel("images seen" if across == "images" else across)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(name, fontsize=10)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def validation_plot(validation: Mapping[str, Any], name: str, path: Path) -> None:
+    """The losses held out: by rung over the images seen, and by t from the first point to the last.
+
+    validation: that of metrics/train/NAME.json.
+    """
+    history = validation["history"]
+    images = [point["images"] for point in history]
+    wide = 3 if "jepa" in history[0] else 2
+    figure, panels = plt.subplots(1, wide, figsize=(4 * wide, 3.6), layout="constrained")
+    by_rung, by_time = panels[0], panels[1]
+    for rung in validation["rungs"]:
+        by_rung.plot(images, [point["rungs"][rung] for point in history], ".-", lw=1, label=rung)
+    flow = [point["flow"] for point in history]
+    by_rung.plot(images, flow, "k.-", lw=2.5, label="all")
+    by_rung.set_title("flow error by size", fontsize=10)
+    if len(validation["rungs"]) <= 12:  # more lines than that are no key
+        by_rung.legend(frameon=False, fontsize=8, ncols=2)
+    bins = list(validation["times"])
+    for i, point in enumerate(history):
+        shade = plt.get_cmap("viridis_r")(0.15 + 0.85 * i / max(len(history) - 1, 1))
+        ends = i in (0, len(history) - 1)
+        label = f"{point['images']:,} images" if ends else None
+        values = [point["times"][each] for each in bins]
+        by_time.plot(bins, values, "o-", color=shade, lw=2 if ends else 1, ms=4, label=label)
+    by_time.set_title("flow error by t (0 noise, 1 data)", fontsize=10)
+    by_time.set_xlabel("t")
+    by_time.legend(frameon=False, fontsize=8)
+    if wide == 3:
+        panels[2].plot(images, [point["jepa"] for point in history], "k.-", lw=2)
+        panels[2].set_title("JEPA loss", fontsize=10)
+    for axes in panels:
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+        if axes is not by_time:
+            axes.set_xlabel("images seen")
+            axes.xaxis.set_major_locator(MaxNLocator(4))
+    figure.suptitle(
+        f"Held out for validation, {name}: {validation['pictures']} pictures", fontsize=10
+    )
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import UserError
-from components.evaluation.plots import attribute_plot, coverage_plot, curve_plot, score_plot
+from components.evaluation.plots import (
+    attribute_plot,
+    coverage_plot,
+    curve_plot,
+    score_plot,
+    validation_plot,
+)
 from components.files import atomic_file, atomic_folder, read_json, write_json
 from components.scenes.tasks import TASKS
 from components.tracking import Tracker
@@ -226,6 +232,10 @@ def report(
             if values.get("history"):
                 curve_plot(values["history"], model, folder / f"curves-{model}.png")
                 pictures.append((f"Training, {model}", plots_out / f"curves-{model}.png"))
+            if values.get("validation", {}).get("history"):
+                png = f"validation-{model}.png"
+                validation_plot(values["validation"], model, folder / png)
+                pictures.append((f"Validation, {model}", plots_out / png))
             for kind, figures in values.get("sampling", {}).get("kinds", {}).items():
                 if len(figures["values"]) > 1:
                     png = f"{kind}s-{model}.png"

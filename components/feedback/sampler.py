@@ -15,11 +15,12 @@ A target is kept until a candidate meets it, so sizes and aspects follow trunc_n
 whatever is discarded. Accepted samples wait until those of one rung fill a batch; a pack takes
 samples of all rungs as they were accepted, up to the area of such a batch. Candidates are drawn
 in blocks, and the statistics are those of the batches handed out. Memory holds counts by
-attribute and two blocks of ids, whatever the number of samples.
+attribute, two blocks of ids and those held out, whatever the number of samples.
 """
 
 import math
 import zlib
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -69,7 +70,8 @@ class StatisticalSampler:
     `tolerance` (see `Targets`), `most_dropped`. `critic_scores` (n,) is each sample's
     probability that the model does it well already, memory-mapped as it may be, or None.
     Batches come from `next_batch`, or with `packs` from `next_pack`. `most_area` (px) is what
-    of a larger picture is trained on, and what it counts in a batch.
+    of a larger picture is trained on, and what it counts in a batch. `held_out`: ids, ascending,
+    that are never handed out; the statistics are those of a set without them.
     Raises UserError for settings that cannot be meant; a target that cannot be met is reported.
     """
 
@@ -82,6 +84,7 @@ class StatisticalSampler:
         critic_scores: np.ndarray | None = None,
         packs: bool = False,
         most_area: float = np.inf,
+        held_out: np.ndarray | None = None,
     ) -> None:
         settings, feedback = params["training"][phase], params["feedback"]
         self.phase, self.sampling, self.coin = phase, feedback["sampling"], feedback["coin"]
@@ -95,9 +98,10 @@ class StatisticalSampler:
                     "in params/feedback/default.yaml."
                 )
         self.encoded, self.n = encoded, len(encoded)
+        self.held_out = np.zeros(0, np.int64) if held_out is None else held_out
         self.discard, self.tolerance = float(feedback["discard"]), float(feedback["tolerance"])
         self.targets = Targets(
-            encoded.attribute_names, encoded.attribute_counts, feedback["targets"]
+            encoded.attribute_names, self._attribute_counts(), feedback["targets"]
         )
         self._set_rungs(list(settings["rungs"]), int(settings["batch"]), most_area)
         self.law = TargetRungs(self.sizes, settings["size"], settings["aspect"])
@@ -118,6 +122,13 @@ class StatisticalSampler:
         self.waiting, self.waiting_rung = np.zeros(0, np.int64), np.zeros(0, np.int64)
         self.pending = np.zeros(0, np.int64)  # rungs drawn as targets, not yet met
 
+    def _attribute_counts(self) -> np.ndarray:
+        counts = self.encoded.attribute_counts
+        if not len(self.held_out):
+            return counts
+        values, _ = self.encoded.attributes(self.held_out)
+        return counts - np.bincount(values, minlength=len(counts))
+
     def _set_rungs(self, names: list[str], batch: int, most_area: float) -> None:
         rungs = self.encoded.rungs
         unknown = [name for name in names if name not in rungs]
@@ -128,7 +139,8 @@ class StatisticalSampler:
             )
         self.names, self.sizes = names, [rungs[name] for name in names]
         self.rows = [self.encoded.rows(name) for name in names]
-        self.reach = np.array([len(rows) for rows in self.rows])
+        self.gaps = [_gaps(rows, self.held_out) for rows in self.rows]
+        self.reach = np.array([len(r) - len(g) for r, g in zip(self.rows, self.gaps, strict=True)])
         if not self.reach.all():
             empty = [name for name, count in zip(names, self.reach, strict=True) if not count]
             raise UserError(
@@ -191,7 +203,9 @@ class StatisticalSampler:
         ids = np.zeros(self.block, np.int64)
         for j in np.unique(self.pending):
             here = self.pending == j
-            ids[here] = self.rows[j][places[here]]
+            place = places[here]
+            place += np.searchsorted(self.gaps[j], place, side="right")
+            ids[here] = self.rows[j][place]
         kept = np.ones(self.block, bool)
         if self.sampling == "statistical":
             kept = self.rng.random(self.block) >= self.discard_probability(ids)
@@ -243,7 +257,13 @@ class StatisticalSampler:
 
     def _identity(self) -> dict[str, Any]:
         names = hash_of({kind: list(names) for kind, names in self.targets.names.items()})
-        return {"phase": self.phase, "attributes": names, "rungs": self.names, "samples": self.n}
+        return {
+            "phase": self.phase,
+            "attributes": names,
+            "rungs": self.names,
+            "samples": self.n,
+            "held_out": hash_of(self.held_out.tolist()),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next draws depend on, as plain JSON values."""
@@ -296,6 +316,7 @@ class StatisticalSampler:
             "sampling": self.sampling,
             "coin": self.coin,
             "samples": self.n,
+            "held_out": len(self.held_out),
             "trained": trained,
             "drawn": self.tally["drawn"],
             "accepted": accepted,
@@ -332,3 +353,14 @@ class StatisticalSampler:
                 {"target": float(target[i])} if steered else {}
             )
         return figures | {"values": values}
+
+
+def _gaps(rows: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+    """Where the rows held out lie among the others: how many of those come before each, (m,).
+
+    The k-th of the others is then rows[k + how many gaps are at most k]. `rows` is searched in
+    place, as it may be mapped and long.
+    """
+    places = [bisect_left(rows, i) for i in held_out.tolist()]
+    found = [p for p, i in zip(places, held_out, strict=True) if p < len(rows) and rows[p] == i]
+    return np.array(found, np.int64) - np.arange(len(found))

@@ -1,5 +1,6 @@
 """A training phase: batches from the statistical sampler, both losses, averages, snapshots."""
 
+import copy
 import math
 import time
 from pathlib import Path
@@ -12,6 +13,8 @@ from components.feedback.ledger import Ledger, coverage
 from components.feedback.sampler import StatisticalSampler
 from components.feedback.scores import read_scores
 from components.files import write_json
+from components.model.djepa import DJEPA, Encoder
+from components.model.network import Network
 from components.model.sampler import SamplerConfig
 from components.plan import check_memory
 from components.progress import Progress
@@ -26,9 +29,10 @@ from components.training.checkpoint import (
     save_state,
 )
 from components.training.distribution import Team, room, team
-from components.training.engine import Engine
+from components.training.engine import Engine, whole
 from components.training.grid import draw_grid
 from components.training.optim import rate_at, set_rates
+from components.training.validation import Split, Validation, figures
 
 
 def train_phase(
@@ -110,6 +114,8 @@ class Phase:
             load_state(Path(init), self.training)
         self.first_image = self.training.images  # of this phase
         self.seed = _seed(params, phase, self.first_image)
+        split = Split.of(self.encoded, self.settings["validation"])
+        self.held_out = split.ids
         self.sampler = StatisticalSampler(
             self.encoded,
             params,
@@ -118,12 +124,21 @@ class Phase:
             read_scores(critic, self.encoded),
             packs=self.settings["batches"] == "packed",
             most_area=int(self.settings["most_tokens"]) * self.encoded.tokenizer().patch ** 2,
+            held_out=self.held_out,
         )
+        self.validation = Validation(self.encoded, split, self.sampler.names, self.settings)
+        if place.leads and self.settings["validation"]["pictures"] and not self.validation.pictures:
+            print(
+                f"{phase}: no validation: training.validation.most of so few samples is none",
+                flush=True,
+            )
         self.batches = Batches(
             self.encoded, self.sampler, self.training.model, self.settings, self.seed, place
         )
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
+        self.validations: list[dict[str, Any]] = []  # the points of the validation curves
+        self.validation_seconds = 0.0
         self.training.extra = {}
         if snapshot is not None:
             self._restore(snapshot)
@@ -136,6 +151,8 @@ class Phase:
         self.sampler.load_state_dict(extra["sampler"])
         self.first_image, self.seconds = extra["first_image"], extra["seconds"]
         self.history = extra["history"]
+        self.validations = extra["validations"]
+        self.validation_seconds = extra["validation_seconds"]
         if self.place.leads:
             print(f"{self.phase}: goes on from image {self.done}", flush=True)
 
@@ -148,6 +165,14 @@ class Phase:
                 f"{self.phase} goes on from a state that was trained on other samples than the "
                 f"encoded set in {self.encoded.folder} has; run the stages before it again."
             )
+        ledger = self.training.ledger
+        if ledger.drawn[self.held_out].any():
+            raise UserError(
+                f"{self.phase} goes on from a state that was trained on pictures which are held "
+                "out now (training.validation was changed, or the state is older): run phase1 "
+                "and the stages after it again, or compose training.validation.pictures=0."
+            )
+        ledger.held_out = self.held_out
         if not self.place.leads:
             self.training.ledger = None
         return self.training.ledger
@@ -160,6 +185,8 @@ class Phase:
             "first_image": self.first_image,
             "seconds": self.seconds,
             "history": self.history,
+            "validations": self.validations,
+            "validation_seconds": self.validation_seconds,
         }
 
     @property
@@ -194,6 +221,7 @@ class Phase:
             "seconds": round(self.seconds, 2),
             "images_per_second": round(self.done / max(self.seconds, 1e-9), 2),
             "final": {name: last[name] for name in ("loss", "flow", "jepa") if name in last},
+            "validation": self._validation_report(),
             "dropped_by_critic": report["dropped_by_critic"],
             "sampling": report,
             "coverage": coverage(self.ledger, self.encoded),
@@ -225,6 +253,7 @@ class Phase:
         before = self.seconds
         sums, batches = np.zeros(3), 0  # flow, jepa, gradient norm since the last line
         lines, grids = int(self.settings["lines"]), int(self.settings["grids"])
+        points = int(self.settings["validation"]["points"]) if self.validation.pictures else 0
         while self.done < self.budget:
             share = self.done / self.budget
             rate = rate_at(share, **schedule)
@@ -241,6 +270,8 @@ class Phase:
                 if leads:
                     self._line(sums / batches, rate, tracker)
                 sums, batches = np.zeros(3), 0
+            if self._passed(share, points):
+                self._validate(tracker)
             if self._passed(share, grids):
                 self._grid(tracker)
             if due:
@@ -308,6 +339,50 @@ class Phase:
             step=self.training.step,
             images=self.training.images,
         )
+
+    def _validate(self, tracker: Tracker) -> None:
+        """Measure the averaged weights on what is held out: one point of the curves."""
+        started = time.monotonic()
+        network, target, place = self._averages()
+        if network is None:
+            return
+        point = self.validation.measure(network, target, place)
+        point = {"step": self.training.step, "images": self.training.images, **point}
+        self.validations.append(point)
+        self.validation_seconds += time.monotonic() - started
+        tracker.log_metrics(figures(point), step=point["step"], images=point["images"])
+
+    def _averages(self) -> tuple[Network | None, Encoder | None, Team]:
+        """The averaged network and the target encoder in one piece, and who measures them.
+
+        Where every process holds them whole, all share the work. In shards rank 0 gathers them,
+        as for a grid, and measures alone: the others, which get None, meet it in the next step.
+        Every process calls it.
+        """
+        training, place = self.training, self.place
+        if self.settings["sharding"] != "shard" or place.size == 1:
+            return training.ema, training.target, place
+        network = training.averaged(self.params, self.encoded, place)
+        target = None
+        if training.target is not None:
+            weights = whole(training.target.state_dict(), place)
+            if isinstance(network, DJEPA):
+                target = copy.deepcopy(network.encoder)
+                target.load_state_dict(weights)
+        return network, target, Team(device=place.device)
+
+    def _validation_report(self) -> dict[str, Any]:
+        """The last point, all of them, and what they took; `held_out`: samples never trained on."""
+        if not self.validations:
+            return {"held_out": len(self.held_out), "pictures": 0}
+        last = {k: v for k, v in self.validations[-1].items() if k not in ("step", "images")}
+        return {
+            "held_out": len(self.held_out),
+            "pictures": self.validation.pictures,
+            **last,
+            "seconds": round(self.validation_seconds, 2),
+            "history": self.validations,
+        }
 
     def _grid(self, tracker: Tracker) -> None:
         """Draw fixed training prompts with the averaged weights; the tracker takes the grid."""
