@@ -58,7 +58,7 @@ def refuse_held_out(path: Path, leaked: list[str]) -> None:
     if leaked:
         more = ", …" if len(leaked) > SHOWN else ""
         raise UserError(
-            f"{path}: {len(leaked)} captions ask for held-out combinations "
+            f"{path}: {len(leaked)} pictures are of held-out combinations "
             f"({', '.join(map(repr, leaked[:SHOWN]))}{more}), which the benchmark keeps from all "
             "training; take these pictures out."
         )
@@ -163,6 +163,15 @@ def _utf8(prompt: str) -> str:
     return prompt.encode("utf-8", "replace").decode()
 
 
+def _shows_held_out(world: World, meta: Mapping[str, Any]) -> bool:
+    """Whether a picture of the embedded world shows a held-out combination, said or not."""
+    try:
+        things = [(o["class"], o["color"], tuple(o["box"])) for o in meta["scene"]["objects"]]
+        return world.held_out.scene(things)
+    except (KeyError, TypeError, ValueError, IndexError):
+        return False  # no picture of the embedded world, or one whose truth is not known
+
+
 def quality(path: Path, model: Path, params: Mapping[str, Any], tally: Tally) -> Iterator[Pair]:
     """Pictures of high quality win over those that the saved pipeline `model` draws of their texts.
 
@@ -175,6 +184,7 @@ def quality(path: Path, model: Path, params: Mapping[str, Any], tally: Tally) ->
     """
     settings, curation = params["dpo"], params["curation"]
     most, named = int(settings["pairs"]["most"]), held_out_words(params)
+    world = World.from_params(params["data"])
     winners: list[tuple[str, str, Image.Image]] = []
     leaked: list[str] = []
     with tempfile.TemporaryDirectory() as work:
@@ -185,8 +195,8 @@ def quality(path: Path, model: Path, params: Mapping[str, Any], tally: Tally) ->
             caption = " ".join(sample.caption.split())
             if sample.error or not caption:
                 tally.reject(sample.key, sample.error or "no caption")
-            elif named(caption):
-                leaked.append(caption)
+            elif named(caption) or _shows_held_out(world, sample.meta):
+                leaked.append(f"{caption} ({sample.key})")
             else:
                 try:
                     data = sample.members[sample.extension]

@@ -4,7 +4,7 @@ Those of `judge` are the model's own pictures of one training prompt, told apart
 the paper makes its pairs is not given); components/feedback/pair_sources.py has the other sources.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from components.errors import UserError
 from components.evaluation.detector import SceneDetector
-from components.feedback.pictures import Judged, cover, draw_and_judge, training_prompts
-from components.files import atomic_file
+from components.evaluation.drawing import draw_pictures
+from components.evaluation.folder import write_prompt
+from components.feedback.pictures import (
+    BATCH,
+    Judged,
+    Metadata,
+    cover,
+    draw_and_judge,
+    training_prompts,
+)
+from components.files import atomic_file, atomic_folder
 from components.scenes.world import World
 from components.tokens.encoded import EncodedSet
 from components.tokens.rungs import rung_size
@@ -60,20 +70,11 @@ class Tally:
 def judge(model: Path, encoded_dir: Path, params: dict[str, Any], tally: Tally) -> Iterator[Pair]:
     """Draw training prompts with the saved pipeline `model` and pair what GenEval tells apart."""
     settings = params["dpo"]
-    encoded = EncodedSet.open(encoded_dir)
-    world = World.from_params(params["data"])
-    # Other prompts than the references': the seed of the choice differs.
-    prompts = cover(
-        training_prompts(world),
-        encoded.attribute_names["notion"],
-        int(settings["prompts"]),
-        int(params["seed"]) + 1,
-    )
     judged = list(
         draw_and_judge(
             model,
-            SceneDetector(world, params["evaluation"]["detector"]),
-            prompts,
+            SceneDetector(World.from_params(params["data"]), params["evaluation"]["detector"]),
+            _prompts(encoded_dir, params),
             int(settings["images"]),
             rung_size(settings["size"]),
             FIRST_SEED,
@@ -85,6 +86,49 @@ def judge(model: Path, encoded_dir: Path, params: dict[str, Any], tally: Tally) 
     correct = float(np.mean([picture.correct for picture in judged]))
     tally.figures |= {"pictures": len(judged), "correct": correct}
     yield from make_pairs(judged)
+
+
+def _prompts(encoded_dir: Path, params: Mapping[str, Any]) -> list[Metadata]:
+    """`dpo.prompts` training prompts that cover the notions."""
+    # Other prompts than the references': the seed of the choice differs.
+    return cover(
+        training_prompts(World.from_params(params["data"])),
+        EncodedSet.open(encoded_dir).attribute_names["notion"],
+        int(params["dpo"]["prompts"]),
+        int(params["seed"]) + 1,
+    )
+
+
+def draw_to_rate(model: Path, encoded_dir: Path, out: Path, params: Mapping[str, Any]) -> str:
+    """Draw two pictures or more of each prompt for raters: evaluation folders `out`/a and `out`/b.
+
+    The prompts are those that the judge's pairs have, `dpo.images` pictures each, half of them in
+    each folder. Returns a sentence on it. UserError if `out` is there already.
+    """
+    if out.exists():
+        raise UserError(f"{out} is there already: name a new folder, or remove it first.")
+    settings, prompts = params["dpo"], _prompts(encoded_dir, params)
+    each = max(int(settings["images"]) // 2, 1)
+    places = [(side, i, k) for i in range(len(prompts)) for k in range(each) for side in "ab"]
+    wanted = [(prompts[i]["prompt"], FIRST_SEED + n) for n, (_, i, _) in enumerate(places)]
+    drawn = draw_pictures(
+        model,
+        wanted,
+        rung_size(settings["size"]),
+        BATCH,
+        settings["sampler"],
+        int(params["evaluation"]["workers"]),
+        "to rate",
+    )
+    with atomic_folder(out) as folder:
+        samples = {
+            (side, i): write_prompt(folder / side, i, metadata)
+            for side in "ab"
+            for i, metadata in enumerate(prompts)
+        }
+        for (side, i, k), image in zip(places, drawn, strict=True):
+            image.save(samples[side, i] / f"{k:04d}.png")
+    return f"{out}/a and {out}/b: {len(prompts) * each} pictures each, of {len(prompts)} prompts"
 
 
 def make_pairs(judged: Sequence[Judged]) -> list[Pair]:
