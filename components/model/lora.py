@@ -8,8 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from components.errors import UserError
 from components.files import atomic_folder
 
@@ -32,15 +30,12 @@ class LoraMixin:
     transformer: Network
     adapter: PeftModel | None = None  # peft's handle; the network itself is changed in place
 
-    def add_lora(
-        self, rank: int, alpha: float, generator: torch.Generator | None = None
-    ) -> PeftModel:
+    def add_lora(self, rank: int, alpha: float) -> PeftModel:
         """Put a new adapter into the network and freeze the rest of it, for training.
 
         A layer's W becomes W + alpha/rank · B·A with A (rank, in), B (out, rank) and B zero, so
-        nothing is drawn differently yet; `generator`, of the CPU, draws A. Train with an optimiser
-        over the parameters that require a gradient. Returns peft's model. UserError if there is an
-        adapter already, or rank < 1.
+        nothing is drawn differently yet. Train with an optimiser over the parameters that require
+        a gradient. Returns peft's model. UserError if there is an adapter already, or rank < 1.
         """
         from peft import LoraConfig, get_peft_model
 
@@ -49,11 +44,6 @@ class LoraMixin:
             raise UserError(f"rank is {rank}: give a whole number from 1 on.")
         config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=LAYERS)  # type: ignore[arg-type]
         self.adapter = get_peft_model(self.transformer, config)  # type: ignore[arg-type]
-        for name, weight in self.adapter.named_parameters():
-            if generator is not None and ".lora_A." in name:
-                drawn = torch.empty(weight.shape)  # as peft draws it, but for the generator
-                torch.nn.init.kaiming_uniform_(drawn, a=5**0.5, generator=generator)
-                weight.data.copy_(drawn)
         return self.adapter
 
     def save_lora_weights(self, folder: Path | str) -> None:

@@ -76,11 +76,18 @@ class Adapter(Policy):
 
     def __init__(self, pipe: LoraMixin, rank: int, alpha: float, seed: int) -> None:
         self._pipe = pipe
-        pipe.add_lora(rank, alpha, torch.Generator().manual_seed(seed))
+        pipe.add_lora(rank, alpha)
         self.network = pipe.transformer.train()
         named = self.network.named_parameters()
         self._trained = {name: p for name, p in named if p.requires_grad}
         self.parameters = list(self._trained.values())
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self._trained.items():
+            if ".lora_A." in name:  # drawn as peft draws it, but for the generator; B is zero
+                drawn = nn.init.kaiming_uniform_(
+                    torch.empty(parameter.shape), a=5**0.5, generator=generator
+                )
+                parameter.data.copy_(drawn)
 
     @contextmanager
     def reference(self) -> Iterator[Network]:
