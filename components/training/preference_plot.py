@@ -16,7 +16,6 @@ def preference_plot(history: Sequence[Mapping[str, float]], kept: int, out: Path
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    steps = [check["step"] for check in history]
     figure, panels = pyplot.subplots(1, 3, figsize=(10, 2.9), dpi=110, layout="constrained")
     titles = {
         "accuracy": "implicit accuracy, with its 95 % interval",
@@ -24,16 +23,16 @@ def preference_plot(history: Sequence[Mapping[str, float]], kept: int, out: Path
         "winner": "flow loss on winners",
     }
     for axes, (key, title) in zip(panels, titles.items(), strict=True):
-        axes.plot(steps, [check[key] for check in history], marker=".")
+        # Before the first step the two models are one, and nothing is preferred.
+        shown = history[1:] if key == "accuracy" else history
+        steps = [check["step"] for check in shown]
+        axes.plot(steps, [check[key] for check in shown], marker=".")
         axes.axvline(kept, color="grey", linestyle="dotted", label=f"kept: step {kept}")
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("step")
         axes.spines[["top", "right"]].set_visible(False)
-    # Nothing is preferred before the first step.
-    low, high = (
-        [check[name] for check in history[1:]] for name in ("accuracy_low", "accuracy_high")
-    )
-    panels[0].fill_between(steps[1:], low, high, alpha=0.2)
+    low, high = ([check[f"accuracy_{end}"] for check in history[1:]] for end in ("low", "high"))
+    panels[0].fill_between([check["step"] for check in history[1:]], low, high, alpha=0.2)
     panels[0].axhline(0.5, color="black", linewidth=0.6)
     panels[0].set_ylim(0, 1.02)
     panels[2].axhline(history[0]["winner"], color="black", linewidth=0.6)

@@ -98,7 +98,7 @@ class Tuning:
                 "kept": kept["winner"],
                 "last": last["winner"],
             },
-            "parameters": sum(p.numel() for p in self.policy.network.parameters()),
+            "parameters": sum(p.numel() for p in self.policy.network.parameters()),  # adapter too
             "trained_parameters": sum(p.numel() for p in self.policy.parameters),
             "history": self.history,
         }
