@@ -114,6 +114,7 @@ class Adapter(Policy):
         """The adapter is saved as peft's files, then merged into the network's weights."""
         self.load(kept)
         self._pipe.save_lora_weights(adapter_out)
+        (adapter_out / "README.md").unlink(missing_ok=True)  # peft's form, with nothing filled in
         self._pipe.fuse_lora()
         self._pipe.transformer.eval()
 
