@@ -161,7 +161,9 @@ def _compare(call: Call) -> Path:
     from components.evaluation.compare import compare
 
     metrics = METRICS / "compare" / f"{call.key}.json"
-    baseline = call.params["evaluation"]["baseline"]
+    # What preference optimisation is worth shows beside the model that it tuned.
+    params = call.params
+    baseline = params["dpo"]["from"] if call.key == "dpo" else params["evaluation"]["baseline"]
     compare(SAMPLES / call.key, SAMPLES / baseline, metrics, call.params, call.tracker)
     return metrics
 
@@ -253,8 +255,10 @@ def missing_labels(key: str, params: Mapping[str, Any]) -> Path | None:
     return None if nobody or (file.exists() and file.stat().st_size) else file
 
 
-def _way(path: str, name: str, key: str) -> str:
+def _way(path: str, name: str, key: str, params: Mapping[str, Any]) -> str:
     """How to get an input that is missing."""
+    if path == params["dpo"]["pairs"]["path"]:
+        return "set dpo.pairs.path to what the pairs are read from (docs/dpo.md)"
     if Path(path).parent == LABELS:
         from components.feedback.labels import commands
 
@@ -292,9 +296,8 @@ def run_stage(stage: str) -> None:
     part = section(stage, params)
     for path in dependencies(stage, params):
         if not Path(path).exists():
-            raise UserError(
-                f"The stage {stage} needs {path}, which is not there: {_way(path, name, key)}."
-            )
+            way = _way(path, name, key, params)
+            raise UserError(f"The stage {stage} needs {path}, which is not there: {way}.")
     resume = djepa_home() / "resume" / hash_of([stage, part, _inputs(stage, params)])
     # A polite stop ends the run as KILLED instead of leaving it running for ever.
     signal.signal(signal.SIGTERM, _stop)

@@ -100,6 +100,11 @@ def params():
             },
         },
         "dpo": {
+            "pairs": {"source": "judge", "path": "pairs/judge", "most": 100},
+            "adapter": "none",
+            "lora": {"rank": 4, "alpha": 4},
+            "bootstrap": 100,
+            "patience": 100,
             "prompts": 6,
             "images": 2,
             "size": "16x16",

@@ -75,7 +75,9 @@ def interval_rows(found: Mapping[str, Any]) -> Rows:
                 _interval(scores["difference"]),
                 _figure(whole["overall"]),
                 _interval(whole["difference"]),
-                _interval({"mean": win["win_rate"], **win}) if win else "–",
+                f"{_interval({'mean': win['win_rate'], **win})} over {win['baseline']}"
+                if win
+                else "–",
             ]
         )
     return rows
@@ -114,7 +116,10 @@ def notes(found: Mapping[str, Any]) -> list[str]:
     )
     win = next((v for k, v in found.items() if k.startswith("compare/")), None)
     if win:
-        said.append(f"Win rate: over {win['baseline']} on the same prompts, by {win['judge']}.")
+        said.append(
+            "Win rate: over the model that stands behind it, on the same prompts, by "
+            f"{win['judge']}."
+        )
     return said
 
 

@@ -1,44 +1,134 @@
-"""Preference pairs: two of the model's own pictures of one training prompt, told apart by GenEval.
+"""Preference pairs: two pictures of one prompt, of which one is better.
 
-How the paper makes its pairs is not given; no held-out combination and no person is needed
-for these.
+Those of `judge` are the model's own pictures of one training prompt, told apart by GenEval (how
+the paper makes its pairs is not given); components/feedback/pair_sources.py has the other sources.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from PIL import Image
 
+from components.errors import UserError
 from components.evaluation.detector import SceneDetector
-from components.feedback.describe import encode_images
-from components.feedback.pictures import Judged, cover, draw_and_judge, training_prompts
-from components.files import atomic_file, atomic_folder, read_json, write_json
-from components.model import DJEPAPipeline
-from components.model.network import Network
+from components.evaluation.drawing import draw_pictures
+from components.evaluation.folder import write_prompt
+from components.feedback.pictures import (
+    BATCH,
+    Judged,
+    Metadata,
+    cover,
+    draw_and_judge,
+    training_prompts,
+)
+from components.files import atomic_file, atomic_folder
 from components.scenes.world import World
-from components.tokens.encoded import EncodedSet, rung_size
-from components.training.draw import Draw, draw_for
-from components.training.losses import flow_error
+from components.tokens.encoded import EncodedSet
+from components.tokens.rungs import rung_size
+
+FIRST_SEED = 900_000_000  # of the pictures that are drawn for pairs
 
 
 @dataclass
 class Pair:
-    """A winner and a loser of one prompt; `held_out` pairs are only measured on."""
+    """Two pictures of one prompt and one size; `held_out` pairs are only measured on.
 
-    winner: Judged
-    loser: Judged
+    facts: further columns of pairs.parquet. why: the loser's fault in a few words.
+    """
+
+    prompt: str
+    winner: Image.Image
+    loser: Image.Image
+    facts: dict[str, Any]
+    why: str = ""
     held_out: bool = False
 
-    @property
-    def prompt(self) -> str:
-        """The prompt of both."""
-        return str(self.winner.metadata["prompt"])
+
+@dataclass
+class Tally:
+    """What came of a source, filled while it is read.
+
+    figures: for the metrics, by name. rejected: what was passed over, and why.
+    """
+
+    figures: dict[str, Any] = field(default_factory=dict)
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Add to a figure."""
+        self.figures[name] = self.figures.get(name, 0) + by
+
+    def reject(self, what: str, why: str) -> None:
+        """Note one thing that was passed over."""
+        self.count("rejected")
+        self.rejected.append((what, why))
+
+
+def judge(model: Path, encoded_dir: Path, params: dict[str, Any], tally: Tally) -> Iterator[Pair]:
+    """Draw training prompts with the saved pipeline `model` and pair what GenEval tells apart."""
+    settings = params["dpo"]
+    judged = list(
+        draw_and_judge(
+            model,
+            SceneDetector(World.from_params(params["data"]), params["evaluation"]["detector"]),
+            _prompts(encoded_dir, params),
+            int(settings["images"]),
+            rung_size(settings["size"]),
+            FIRST_SEED,
+            "dpo pairs",
+            settings["sampler"],
+            int(params["evaluation"]["workers"]),
+        )
+    )
+    correct = float(np.mean([picture.correct for picture in judged]))
+    tally.figures |= {"pictures": len(judged), "correct": correct}
+    yield from make_pairs(judged)
+
+
+def _prompts(encoded_dir: Path, params: Mapping[str, Any]) -> list[Metadata]:
+    """`dpo.prompts` training prompts that cover the notions."""
+    # Other prompts than the references': the seed of the choice differs.
+    return cover(
+        training_prompts(World.from_params(params["data"])),
+        EncodedSet.open(encoded_dir).attribute_names["notion"],
+        int(params["dpo"]["prompts"]),
+        int(params["seed"]) + 1,
+    )
+
+
+def draw_to_rate(model: Path, encoded_dir: Path, out: Path, params: Mapping[str, Any]) -> str:
+    """Draw two pictures or more of each prompt for raters: evaluation folders `out`/a and `out`/b.
+
+    The prompts are those that the judge's pairs have, `dpo.images` pictures each, half of them in
+    each folder. Returns a sentence on it. UserError if `out` is there already.
+    """
+    if out.exists():
+        raise UserError(f"{out} is there already: name a new folder, or remove it first.")
+    settings, prompts = params["dpo"], _prompts(encoded_dir, params)
+    each = max(int(settings["images"]) // 2, 1)
+    places = [(side, i, k) for i in range(len(prompts)) for k in range(each) for side in "ab"]
+    wanted = [(prompts[i]["prompt"], FIRST_SEED + n) for n, (_, i, _) in enumerate(places)]
+    drawn = draw_pictures(
+        model,
+        wanted,
+        rung_size(settings["size"]),
+        BATCH,
+        settings["sampler"],
+        int(params["evaluation"]["workers"]),
+        "to rate",
+    )
+    with atomic_folder(out) as folder:
+        samples = {
+            (side, i): write_prompt(folder / side, i, metadata)
+            for side in "ab"
+            for i, metadata in enumerate(prompts)
+        }
+        for (side, i, k), image in zip(places, drawn, strict=True):
+            image.save(samples[side, i] / f"{k:04d}.png")
+    return f"{out}/a and {out}/b: {len(prompts) * each} pictures each, of {len(prompts)} prompts"
 
 
 def make_pairs(judged: Sequence[Judged]) -> list[Pair]:
@@ -56,7 +146,18 @@ def make_pairs(judged: Sequence[Judged]) -> list[Pair]:
         for best, worst in zip(ranked, reversed(ranked), strict=True):
             if _key(best) <= _key(worst):
                 break
-            pairs.append(Pair(best, worst))
+            facts = {
+                "tag": best.metadata["tag"],
+                "seed_winner": best.seed,
+                "seed_loser": worst.seed,
+                "winner_correct": best.correct,
+                "loser_correct": worst.correct,
+                "winner_share": best.share,
+                "loser_share": worst.share,
+                "loser_reason": worst.reason,
+            }
+            prompt = str(best.metadata["prompt"])
+            pairs.append(Pair(prompt, best.image, worst.image, facts, worst.reason))
     return pairs
 
 
@@ -65,13 +166,20 @@ def _key(picture: Judged) -> tuple[bool, float]:
 
 
 def split(pairs: Sequence[Pair], share: float, seed: int) -> None:
-    """Mark the pairs of about `share` of the prompts as held out, of one at least."""
-    prompts = sorted({pair.prompt for pair in pairs})
+    """Mark the pairs of about `share` of the prompts as held out, of one at least.
+
+    Prompts that differ by blanks or capitals only are one. Of pairs of a single prompt none is.
+    """
+    prompts = sorted({_plain(pair.prompt) for pair in pairs})
     order = np.random.default_rng(seed).permutation(len(prompts))
-    count = min(max(round(share * len(prompts)), 1), len(prompts) - 1)
+    count = max(min(max(round(share * len(prompts)), 1), len(prompts) - 1), 0)
     chosen = {prompts[i] for i in order[:count]}
     for pair in pairs:
-        pair.held_out = pair.prompt in chosen
+        pair.held_out = _plain(pair.prompt) in chosen
+
+
+def _plain(prompt: str) -> str:
+    return " ".join(prompt.casefold().split())
 
 
 def draw_pairs(out: Path, pairs: Sequence[Pair], most: int = 16) -> None:
@@ -93,117 +201,12 @@ def draw_pairs(out: Path, pairs: Sequence[Pair], most: int = 16) -> None:
         band, column = divmod(place, columns)
         for line, picture, word in ((0, pairs[i].winner, "+"), (1, pairs[i].loser, "−")):
             axis = axes[2 * band + line, column]
-            axis.imshow(picture.image, interpolation="nearest")
-            text = pairs[i].prompt.removeprefix("a photo of ") if line == 0 else picture.reason
-            axis.set_title(f"{word} {text}"[:70], fontsize=6, wrap=True)
+            axis.imshow(picture, interpolation="nearest")
+            text = pairs[i].prompt.removeprefix("a photo of ") if line == 0 else pairs[i].why
+            # Captions of other people may hold what reads as a formula.
+            words = " ".join(f"{word} {text}".split())[:70]
+            axis.set_title(words, fontsize=6, wrap=True, parse_math=False)
     figure.tight_layout()
     with atomic_file(out) as temporary:
         figure.savefig(temporary, format="png")
     pyplot.close(figure)
-
-
-@dataclass
-class PairSet:
-    """P pairs as tensors: latents (P, C, h, w), text states (P, L, E) with mask (P, L)."""
-
-    winner: Tensor
-    loser: Tensor
-    states: Tensor
-    mask: Tensor
-    held_out: np.ndarray  # (P,) bool
-
-    def errors(self, model: Network, rows: np.ndarray, draw: Draw) -> tuple[Tensor, Tensor]:
-        """Flow errors (B,) of the winners and of the losers, on the same draw."""
-        device = next(model.parameters()).device
-        both = torch.cat([self.winner[rows], self.loser[rows]]).to(device)
-        states, mask = (torch.cat([x, x]).to(device) for x in (self.states[rows], self.mask[rows]))
-        twice = draw.of(np.tile(np.arange(len(rows)), 2)).to(str(device))
-        error = flow_error(model, both, states, mask, twice)
-        return error[: len(rows)], error[len(rows) :]
-
-    def draw(self, rows: np.ndarray, settings: dict[str, Any], *seed: int) -> Draw:
-        """Mask, order, t and noise of these pairs; the same for the same seed."""
-        number = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1)
-        tokens = self.winner[rows].flatten(2).transpose(1, 2)
-        return draw_for(tokens, settings, torch.Generator().manual_seed(number))
-
-
-def draw_or_read(
-    folder: Path, model: Path, pipe: DJEPAPipeline, encoded_dir: Path, params: dict[str, Any]
-) -> tuple[PairSet, dict[str, Any]]:
-    """Pairs of pictures of `pipe`, saved in `model`, and their figures; by `params.dpo`.
-
-    They are kept in `folder` (pairs.parquet, pairs.png, latents.safetensors, summary.json): an
-    interrupted run that has drawn them already reads them there.
-    """
-    settings = params["dpo"]
-    if not folder.exists():
-        encoded = EncodedSet.open(encoded_dir)
-        world = World.from_params(params["data"])
-        seed = int(params["seed"])
-        # Other prompts than the references': the seed of the choice differs.
-        prompts = cover(
-            training_prompts(world),
-            encoded.attribute_names["notion"],
-            int(settings["prompts"]),
-            seed + 1,
-        )
-        size = rung_size(settings["size"])
-        judged = list(
-            draw_and_judge(
-                model,
-                SceneDetector(world, params["evaluation"]["detector"]),
-                prompts,
-                int(settings["images"]),
-                size,
-                900_000_000,
-                "dpo pairs",
-                settings["sampler"],
-                int(params["evaluation"]["workers"]),
-            )
-        )
-        found = make_pairs(judged)
-        split(found, float(settings["held_out"]), seed)
-        with atomic_folder(folder) as new:
-            _write_pairs(new, pipe, found)
-            correct = float(np.mean([p.correct for p in judged]))
-            write_json(new / "summary.json", {"pictures": len(judged), "correct": correct})
-    table = pd.read_parquet(folder / "pairs.parquet")
-    held_out = table["held_out"].to_numpy(bool)
-    summary = read_json(folder / "summary.json") | {
-        "pairs": len(table),
-        "pairs_held_out": int(held_out.sum()),
-    }
-    if table.empty:
-        empty = torch.zeros(0)
-        return PairSet(empty, empty, empty, empty, held_out), summary
-    latents = load_file(folder / "latents.safetensors")
-    states, mask = pipe.text_encoder.encode(table["prompt"].tolist())
-    return PairSet(latents["winner"], latents["loser"], states, mask, held_out), summary
-
-
-def _write_pairs(folder: Path, pipe: DJEPAPipeline, pairs: list[Pair]) -> None:
-    rows = [
-        {
-            "prompt": pair.prompt,
-            "tag": pair.winner.metadata["tag"],
-            "seed_winner": pair.winner.seed,
-            "seed_loser": pair.loser.seed,
-            "winner_correct": pair.winner.correct,
-            "loser_correct": pair.loser.correct,
-            "winner_share": pair.winner.share,
-            "loser_share": pair.loser.share,
-            "loser_reason": pair.loser.reason,
-            "held_out": pair.held_out,
-        }
-        for pair in pairs
-    ]
-    columns = list(rows[0]) if rows else ["prompt", "held_out"]
-    pd.DataFrame(rows, columns=columns).to_parquet(folder / "pairs.parquet", index=False)
-    draw_pairs(folder / "pairs.png", pairs)
-    if pairs:
-        latents = {
-            "winner": encode_images(pipe, [pair.winner.image for pair in pairs]),
-            "loser": encode_images(pipe, [pair.loser.image for pair in pairs]),
-        }
-        save_file(latents, folder / "latents.safetensors")

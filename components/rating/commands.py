@@ -64,6 +64,18 @@ def _serve(job: Any, beside: Path, store: Path | None, *address: Any) -> None:
     serve(job, Store(file, create=True), *address)
 
 
+@rate.command("draw")
+def rate_draw(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="For example models/r1")],
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="New, for example pairs/r1")],
+) -> None:
+    """Draw training prompts twice, into DIR/a and DIR/b, to compare for preference optimisation."""
+    from components.compose import load
+    from components.feedback.pairs import draw_to_rate
+
+    print(draw_to_rate(model, Path("encoded"), out, load()))
+
+
 @rate.command("export")
 def rate_export(
     file: Ratings,
