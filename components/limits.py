@@ -109,6 +109,7 @@ LIMITS: dict[str, Limit] = {
     "dpo.prompts": COUNT,
     "dpo.images": COUNT,
     "dpo.held_out": SHARE,
+    "dpo.realism_margin": SHARE,
     "dpo.beta": POSITIVE,
     "dpo.lr": POSITIVE,
     "dpo.warmup": COUNT,

@@ -22,7 +22,6 @@ from components.errors import UserError
 from components.evaluation.drawing import draw_pictures
 from components.feedback import pairs
 from components.feedback.critic import critic
-from components.feedback.pictures import Judged
 from components.feedback.references import references
 from components.feedback.scores import read_scores
 from components.files import read_json, write_json
@@ -103,6 +102,7 @@ def params():
             "pairs": {"source": "judge", "path": "pairs/judge", "most": 100},
             "adapter": "none",
             "lora": {"rank": 4, "alpha": 4},
+            "realism_margin": 0.02,
             "bootstrap": 100,
             "patience": 100,
             "prompts": 6,
@@ -309,16 +309,19 @@ def test_too_few_pairs_leave_the_model_as_it_is(made, params, tmp_path):
 def with_pairs(params, monkeypatch):
     """Pictures of the right kind win, noise loses."""
 
-    def judged(*_):
-        rng, world = np.random.default_rng(0), World.from_params(params["data"])
-        for i, metadata in enumerate(world.training_prompts()[:12]):
+    world = World.from_params(params["data"])
+    prompts = world.training_prompts()[:12]
+
+    def drawn(*_):
+        rng = np.random.default_rng(0)
+        for metadata in prompts:
             for k in range(2):
                 scene = world.scene_for(metadata, rng)
                 noise = rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)
-                image = Image.fromarray(draw_scene(scene, 16, 16, rng) if k == 0 else noise)
-                yield Judged(i, metadata, 2 * i + k, image, k == 0, "noise", 1.0 - k)
+                yield Image.fromarray(draw_scene(scene, 16, 16, rng) if k == 0 else noise)
 
-    monkeypatch.setattr(pairs, "draw_and_judge", judged)
+    monkeypatch.setattr(pairs, "_prompts", lambda *_: prompts)
+    monkeypatch.setattr(pairs, "draw_pictures", drawn)
 
 
 def test_dpo_writes_a_model_that_draws_a_state_and_its_pairs(made, params, tmp_path, with_pairs):
@@ -354,7 +357,7 @@ def test_dpo_goes_on_without_drawing_its_pairs_again(
     with pytest.raises(KeyboardInterrupt):
         run_dpo(made, tmp_path / "cut", params, tmp_path / "resume")
     monkeypatch.setattr(preference.Tuning, "_train_step", step)
-    monkeypatch.setattr(pairs, "draw_and_judge", None)
+    monkeypatch.setattr(pairs, "draw_pictures", None)
     run_dpo(made, tmp_path / "cut", params, tmp_path / "resume")
     whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all((cut[k] == v).all() for k, v in whole.items())

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from components.errors import UserError
+from components.evaluation.compare import verdict
 from components.feedback.pair_set import PairSet
-from components.feedback.pairs import draw_pairs, make_pairs, split
-from components.feedback.pictures import Judged, clause_share, cover
+from components.feedback.pairs import Judged, draw_pairs, make_pairs, split
+from components.feedback.pictures import clause_share, cover
 from components.model.djepa import DJEPA
 from components.model.lora import LoraMixin
 from components.tracking import Tracker
@@ -49,32 +50,65 @@ def test_a_smaller_error_on_the_winner_lowers_the_loss():
     assert inside.item() == pytest.approx(100 / 2 * 0.1)
 
 
-def judged(prompt, correct, share, seed=0, tag="colors"):
+MARGIN = 0.02
+
+
+def judged(prompt, answers, seed=0, tag="colors"):
     metadata = {"prompt": f"a photo of {prompt}", "tag": tag, "include": []}
     image = Image.fromarray(np.full((16, 16, 3), 40 * seed % 255, np.uint8))
-    return Judged(prompt, metadata, seed, image, correct, "why", share)
+    return Judged(metadata, seed, image, answers, "" if answers[0] else "why")
 
 
-@given(st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.sampled_from([0.0, 0.5, 1.0]))))
+RIGHT, WRONG = (1.0, 1.0, 0.0, 0.9), (0.0, 0.5, 0.0, 0.9)
+SAID = st.tuples(
+    st.sampled_from([0.0, 1.0]),
+    st.sampled_from([0.0, 0.5, 1.0]),
+    st.sampled_from([-1.0, 0.0]),
+    st.floats(0, 1),
+)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), SAID)))
 def test_winners_are_better_and_each_picture_is_used_once(drawn):
-    pictures = [judged(p, c, s, i) for i, (p, c, s) in enumerate(drawn)]
-    pairs = make_pairs(pictures)
+    pictures = [judged(p, said, i) for i, (p, said) in enumerate(drawn)]
+    pairs = make_pairs(pictures, MARGIN)
     by_image = {id(picture.image): picture for picture in pictures}
     for pair in pairs:
         winner, loser = (by_image[id(image)] for image in (pair.winner, pair.loser))
         assert winner.metadata["prompt"] == loser.metadata["prompt"] == pair.prompt
-        assert (winner.correct, winner.share) > (loser.correct, loser.share)
-        assert pair.facts["winner_correct"] == winner.correct
+        assert verdict(winner.answers, loser.answers, MARGIN) == 1
+        assert pair.facts["winner_correct"] == winner.answers[0]
     used = [id(p) for pair in pairs for p in (pair.winner, pair.loser)]
     assert len(used) == len(set(used))
-    for prompt in {p for p, _, _ in drawn}:
-        outcomes = {(c, s) for q, c, s in drawn if q == prompt}
-        assert any(p.prompt == f"a photo of {prompt}" for p in pairs) == (len(outcomes) > 1)
+    for prompt in {p for p, _ in drawn}:
+        said = sorted(answers for q, answers in drawn if q == prompt)
+        apart = verdict(said[-1], said[0], MARGIN) == 1
+        assert any(p.prompt == f"a photo of {prompt}" for p in pairs) >= apart
+
+
+@pytest.mark.parametrize(
+    ("winner", "loser", "why"),
+    [
+        ((1.0, 1.0, -2.0, 0.1), (0.0, 0.5, 0.0, 0.9), "why"),
+        ((1.0, 1.0, 0.0, 0.1), (1.0, 1.0, -1.0, 0.9), "less coherent"),
+        ((1.0, 1.0, 0.0, 0.93), (1.0, 1.0, 0.0, 0.9), "less real"),
+    ],
+)
+def test_the_first_question_that_differs_decides(winner, loser, why):
+    (pair,) = make_pairs([judged("x", loser, 1), judged("x", winner, 2)], MARGIN)
+    assert (pair.facts["seed_winner"], pair.why) == (2, why)
+
+
+def test_pictures_that_are_the_same_to_the_judge_are_no_pair():
+    nearly = (1.0, 1.0, 0.0, 0.91)
+    assert not make_pairs([judged("x", RIGHT), judged("x", nearly, 1)], MARGIN)
 
 
 @given(st.integers(2, 20), st.floats(0.05, 0.9))
 def test_no_prompt_has_pairs_on_both_sides(prompts, share):
-    pairs = make_pairs([judged(p, k % 2 == 0, 1.0) for p in range(prompts) for k in range(4)])
+    pairs = make_pairs(
+        [judged(p, WRONG if k % 2 else RIGHT) for p in range(prompts) for k in range(4)], MARGIN
+    )
     split(pairs, share, 0)
     sides = pd.DataFrame([(p.prompt, p.held_out) for p in pairs]).groupby(0)[1].nunique()
     assert (sides == 1).all()
@@ -82,7 +116,9 @@ def test_no_prompt_has_pairs_on_both_sides(prompts, share):
 
 
 def test_picture_of_pairs(tmp_path):
-    pairs = make_pairs([judged(p, k == 0, 0.0, k) for p in range(10) for k in range(2)])
+    pairs = make_pairs(
+        [judged(p, WRONG if k else RIGHT, k) for p in range(10) for k in range(2)], MARGIN
+    )
     for number in (0, 1, 10):
         draw_pairs(tmp_path / "pairs.png", pairs[:number])
         assert (tmp_path / "pairs.png").read_bytes()[:4] == b"\x89PNG"
@@ -91,12 +127,12 @@ def test_picture_of_pairs(tmp_path):
 def test_prompts_cover_tasks_and_notions():
     words = ["red", "blue", "circle", "square"]
     prompts = [
-        judged(f"a {c} {s}", True, 1.0, tag=t).metadata
+        judged(f"a {c} {s}", RIGHT, tag=t).metadata
         for c in words[:2]
         for s in words[2:]
         for t in ("colors", "counting")
     ]
-    prompts += [judged("a red circle", True, 1.0).metadata] * 50
+    prompts += [judged("a red circle", RIGHT).metadata] * 50
     chosen = cover(prompts, words, 4, 0)
     assert sorted(m["tag"] for m in chosen) == ["colors", "colors", "counting", "counting"]
     text = " ".join(m["prompt"] for m in chosen)

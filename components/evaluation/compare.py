@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import UserError
-from components.evaluation.detector import Blob, SceneDetector, realism, self_test
+from components.evaluation.detector import Blob, Detections, SceneDetector, realism, self_test
 from components.evaluation.folder import Sample, read_folder
 from components.evaluation.geneval import SCORE_THRESHOLD, clauses
 from components.evaluation.win_rates import sentence, win_rate
@@ -20,7 +20,8 @@ from components.scenes.world import World
 from components.tracking import Tracker
 
 JUDGE = "embedded detector, three questions: adherence, coherence, realism"
-Answers = tuple[float, float, float, float]
+QUESTIONS = ("correct", "share", "coherence", "realism")
+Answers = tuple[float, float, float, float]  # to QUESTIONS, see `answers`
 
 
 def answers(metadata: Mapping[str, Any], blobs: Sequence[Blob]) -> Answers:
@@ -30,16 +31,21 @@ def answers(metadata: Mapping[str, Any], blobs: Sequence[Blob]) -> Answers:
     the number of patches that are no known shape and of objects not asked for. Realism: mean
     overlap of the objects with their ideal drawing, 0 where there is none.
     """
-    detections: dict[str, list[list[Any]]] = {}
-    for blob in blobs:
-        detections.setdefault(blob.shape, []).append([*blob.box, blob.score, blob.color])
-    met = [ok for ok, _ in clauses(metadata, detections)]
+    met = [ok for ok, _ in clauses(metadata, as_detections(blobs))]
     asked = Counter({c["class"]: 0 for c in metadata["include"]})
     for clause in metadata["include"]:
         asked[clause["class"]] += clause["count"]
     known = Counter(b.shape for b in blobs if b.score > SCORE_THRESHOLD)
     strange = len(blobs) - known.total() + (known - asked).total()
     return float(all(met)), sum(met) / len(met), -float(strange), realism(blobs)
+
+
+def as_detections(blobs: Sequence[Blob]) -> Detections:
+    """Blobs as GenEval's rules read them."""
+    detections: Detections = {}
+    for blob in blobs:
+        detections.setdefault(blob.shape, []).append([*blob.box, blob.score, blob.color])
+    return detections
 
 
 def verdict(a: Answers, b: Answers, margin: float) -> int:

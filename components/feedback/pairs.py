@@ -1,7 +1,8 @@
 """Preference pairs: two pictures of one prompt, of which one is better.
 
-Those of `judge` are the model's own pictures of one training prompt, told apart by GenEval (how
-the paper makes its pairs is not given); components/feedback/pair_sources.py has the other sources.
+Those of `judge` are the model's own pictures of one training prompt, told apart by the judge of
+win rates with the paper's three questions (how the paper makes its pairs is not given);
+components/feedback/pair_sources.py has the other sources.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,17 +14,12 @@ import numpy as np
 from PIL import Image
 
 from components.errors import UserError
+from components.evaluation.compare import QUESTIONS, Answers, answers, as_detections, verdict
 from components.evaluation.detector import SceneDetector
 from components.evaluation.drawing import draw_pictures
 from components.evaluation.folder import write_prompt
-from components.feedback.pictures import (
-    BATCH,
-    Judged,
-    Metadata,
-    cover,
-    draw_and_judge,
-    training_prompts,
-)
+from components.evaluation.geneval import score_image
+from components.feedback.pictures import BATCH, Metadata, cover, training_prompts
 from components.files import atomic_file, atomic_folder
 from components.scenes.world import World
 from components.tokens.encoded import EncodedSet
@@ -67,25 +63,39 @@ class Tally:
         self.rejected.append((what, why))
 
 
+@dataclass
+class Judged:
+    """A picture that the model drew, and the judge's word on it (components/evaluation/compare)."""
+
+    metadata: Metadata
+    seed: int
+    image: Image.Image
+    answers: Answers
+    reason: str  # why GenEval calls it wrong; empty if it does not
+
+
 def judge(model: Path, encoded_dir: Path, params: dict[str, Any], tally: Tally) -> Iterator[Pair]:
-    """Draw training prompts with the saved pipeline `model` and pair what GenEval tells apart."""
+    """Draw training prompts with the saved pipeline `model` and pair what the judge tells apart."""
     settings = params["dpo"]
-    judged = list(
-        draw_and_judge(
-            model,
-            SceneDetector(World.from_params(params["data"]), params["evaluation"]["detector"]),
-            _prompts(encoded_dir, params),
-            int(settings["images"]),
-            rung_size(settings["size"]),
-            FIRST_SEED,
-            "dpo pairs",
-            settings["sampler"],
-            int(params["evaluation"]["workers"]),
-        )
+    detector = SceneDetector(World.from_params(params["data"]), params["evaluation"]["detector"])
+    wanted = [m for m in _prompts(encoded_dir, params) for _ in range(int(settings["images"]))]
+    drawn = draw_pictures(
+        model,
+        [(metadata["prompt"], FIRST_SEED + i) for i, metadata in enumerate(wanted)],
+        rung_size(settings["size"]),
+        BATCH,
+        settings["sampler"],
+        int(params["evaluation"]["workers"]),
+        "dpo pairs",
     )
-    correct = float(np.mean([picture.correct for picture in judged]))
+    judged = []
+    for i, (metadata, image) in enumerate(zip(wanted, drawn, strict=True)):
+        blobs = detector.blobs(image)
+        _, reason = score_image(metadata, as_detections(blobs))
+        judged.append(Judged(metadata, FIRST_SEED + i, image, answers(metadata, blobs), reason))
+    correct = float(np.mean([picture.answers[0] for picture in judged]))
     tally.figures |= {"pictures": len(judged), "correct": correct}
-    yield from make_pairs(judged)
+    yield from make_pairs(judged, float(settings["realism_margin"]))
 
 
 def _prompts(encoded_dir: Path, params: Mapping[str, Any]) -> list[Metadata]:
@@ -131,38 +141,33 @@ def draw_to_rate(model: Path, encoded_dir: Path, out: Path, params: Mapping[str,
     return f"{out}/a and {out}/b: {len(prompts) * each} pictures each, of {len(prompts)} prompts"
 
 
-def make_pairs(judged: Sequence[Judged]) -> list[Pair]:
+def make_pairs(judged: Sequence[Judged], margin: float) -> list[Pair]:
     """Pair a prompt's pictures, best with worst, second best with second worst, and so on.
 
-    Better is: correct by GenEval, then the larger share of clauses met. Pictures that are
-    equal in both are not paired; each picture is used once.
+    Better is what the judge's first question that differs says: adherence, coherence, then realism
+    if it differs by more than `margin`. Pictures that are the same to it are not paired; each
+    picture is used once.
     """
-    groups: dict[int, list[Judged]] = {}
+    groups: dict[str, list[Judged]] = {}
     for picture in judged:
-        groups.setdefault(picture.prompt_index, []).append(picture)
+        groups.setdefault(picture.metadata["prompt"], []).append(picture)
     pairs = []
-    for group in groups.values():
-        ranked = sorted(group, key=_key, reverse=True)
-        for best, worst in zip(ranked, reversed(ranked), strict=True):
-            if _key(best) <= _key(worst):
-                break
-            facts = {
+    for prompt, group in groups.items():
+        ranked = sorted(group, key=lambda picture: picture.answers, reverse=True)
+        for best, worst in zip(ranked[: len(ranked) // 2], reversed(ranked), strict=False):
+            if verdict(best.answers, worst.answers, margin) <= 0:
+                continue
+            facts: dict[str, Any] = {
                 "tag": best.metadata["tag"],
                 "seed_winner": best.seed,
                 "seed_loser": worst.seed,
-                "winner_correct": best.correct,
-                "loser_correct": worst.correct,
-                "winner_share": best.share,
-                "loser_share": worst.share,
-                "loser_reason": worst.reason,
             }
-            prompt = str(best.metadata["prompt"])
-            pairs.append(Pair(prompt, best.image, worst.image, facts, worst.reason))
+            for side, picture in (("winner", best), ("loser", worst)):
+                facts |= {f"{side}_{q}": v for q, v in zip(QUESTIONS, picture.answers, strict=True)}
+            question = next(i for i in range(4) if best.answers[i] != worst.answers[i])
+            why = worst.reason if question < 2 else ("less coherent", "less real")[question - 2]
+            pairs.append(Pair(prompt, best.image, worst.image, facts | {"why": why}, why))
     return pairs
-
-
-def _key(picture: Judged) -> tuple[bool, float]:
-    return picture.correct, picture.share
 
 
 def split(pairs: Sequence[Pair], share: float, seed: int) -> None:
