@@ -82,8 +82,16 @@ def coverage_plot(coverage: Mapping[str, Any], name: str, path: Path) -> None:
     plt.close(figure)
 
 
-def curve_plot(history: Sequence[Mapping[str, float]], name: str, path: Path) -> None:
-    """A panel for each figure of a training history, by images seen, or by step."""
+def curve_plot(
+    history: Sequence[Mapping[str, float]],
+    name: str,
+    path: Path,
+    held_out: Sequence[Mapping[str, float]] = (),
+) -> None:
+    """A panel for each figure of a training history, by images seen, or by step.
+
+    held_out: the same figures on a held-out split, where they were measured.
+    """
     across = "images" if "images" in history[0] else "step"
     shown = [k for k in history[0] if k in CURVES and all(k in line for line in history)]
     if not shown:
@@ -93,6 +101,11 @@ def curve_plot(history: Sequence[Mapping[str, float]], name: str, path: Path) ->
     )
     for axes, key in zip(panels[0], shown, strict=True):
         axes.plot([line[across] for line in history], [line[key] for line in history])
+        measured = [line for line in held_out if across in line and key in line]
+        if measured:
+            x, y = [line[across] for line in measured], [line[key] for line in measured]
+            axes.plot(x, y, "k--", marker=".", label="held-out")
+            axes.legend(frameon=False, fontsize=8)
         axes.set_title(key.replace("_", " "), fontsize=10)
         axes.set_xlabel("images seen" if across == "images" else across)
         axes.spines[["top", "right"]].set_visible(False)
