@@ -79,7 +79,7 @@ def markdown_page(tables: Sequence[Table]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1280px;
 margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;font-size:13px;display:block;overflow-x:auto}
 th,td{padding:3px 9px;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}
