@@ -126,17 +126,23 @@ def test_dvc_draws_what_the_report_wrote(evaluated: Path, tmp_path: Path) -> Non
     history = [{"step": i, "images": 8 * i, "flow": 1 / i, "jepa": 0.1} for i in (1, 2)]
     trained = {"history": history, "final": {"flow": 0.5}}
     trained["validation"] = {"flow": 0.6, "jepa": 0.2, "history": history[1:]}
-    preferred = {"history": [{"step": 0, "loss": 0.7, "accuracy": 0.5, "margin": 0.0}]}
+    preferred: dict[str, Any] = {"accuracy": 0.6, "margin": 0.2}
+    preferred["history"] = [{"step": 0, "loss": 0.7, "accuracy": 0.5, "margin": 0.0}]
     metrics = tmp_path / "metrics"
     shutil.copytree(evaluated / "metrics", metrics)
     (metrics / "train").mkdir(exist_ok=True)
     (metrics / "train/r1.json").write_text(json.dumps(trained))
     (metrics / "train/dpo.json").write_text(json.dumps(preferred))
-    said = report(metrics, tmp_path / "reports/run", tmp_path / "plots", PARAMS, Tracker())
-    losses = {"final": {"flow": 0.5}, "held_out_flow": 0.6, "held_out_jepa": 0.2}
-    assert said["training"]["r1"] == losses
+    report(metrics, tmp_path / "reports/run", tmp_path / "plots", PARAMS, Tracker())
     pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text())
-    assert pipeline["metrics"] == ["reports/run/summary.json"]
+    (folder,) = pipeline["metrics"]
+    shown = {file.stem: json.loads(file.read_text()) for file in (tmp_path / folder).iterdir()}
+    assert set(shown) == {"phase1", "r1", "dpo"}
+    assert shown["dpo"] == {"accuracy": 0.6, "margin": 0.2}
+    losses = {"flow": 0.5, "held_out_flow": 0.6, "held_out_jepa": 0.2}
+    assert losses.items() <= shown["r1"].items()
+    assert {"overall", "stderr", "chance", "counting", "seen", "win_rate"} <= set(shown["r1"])
+    assert all(isinstance(value, float) for row in shown.values() for value in row.values())
     drawn = [entry for entry in pipeline["plots"] if isinstance(entry, dict)]
     assert len(drawn) == 3
     for entry in drawn:

@@ -12,7 +12,7 @@ from typing import Any
 from components.errors import UserError
 from components.evaluation.paper_tables import left_out, paper_tables
 from components.evaluation.plots import attribute_plot, coverage_plot, curve_plot, score_plot
-from components.evaluation.series import write_series
+from components.evaluation.series import headline, write_series
 from components.evaluation.tables import (
     Rows,
     html_table,
@@ -171,10 +171,7 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]
 
 
 def summary(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures a comparison of runs needs, few enough to read: DVC's metrics.
-
-    Scores and win rate of each model, last losses, and a line of curation and of each critic.
-    """
+    """The figures a comparison of runs needs: scores and win rate of each model."""
     result: dict[str, Any] = {"models": {}}
     for name in models(found):
         scores = found[f"evaluate/{name}"]["geneval"]
@@ -187,27 +184,6 @@ def summary(found: Mapping[str, Any]) -> dict[str, Any]:
         if win:
             entry["win_rate"] = {key: win[key] for key in ("win_rate", "low", "high", "baseline")}
         result["models"][name] = entry
-    parts = {
-        "training": ("train", ("images_total", "final", "accuracy", "margin"), ("flow", "jepa")),
-        "critics": ("critic", ("auroc", "positive_share"), ()),
-        "compbench": ("compbench", ("n",), ()),
-        "genai": ("genai", ("n",), ()),
-    }
-    for title, (folder, keys, losses) in parts.items():
-        for path, values in found.items():
-            kind, _, name = path.partition("/")
-            if kind != folder or not isinstance(values, Mapping):
-                continue
-            entry = {key: values[key] for key in keys if key in values}
-            held_out = values.get("validation", {})
-            entry |= {f"held_out_{key}": held_out[key] for key in losses if key in held_out}
-            graded = values.get("categories", values.get("skills", {}))
-            entry |= {key: graded[key]["score"] for key in graded}
-            result.setdefault(title, {})[name] = entry
-    if "curate" in found:
-        result["curation"] = {
-            k: found["curate"][k] for k in ("total", "kept") if k in found["curate"]
-        }
     return result
 
 
@@ -221,8 +197,8 @@ def report(
     """Write the report, its tables and its series to `reports_out`, pictures to `plots_out`.
 
     reports_out: report.md, report.html, samples.html (what the detector saw, by task), tables.md,
-    .html, .tex and .json (the paper's Tables 1, 2 and 4 with our rows), summary.json (DVC's
-    metrics), training.json, preference.json and scores.json (DVC's plots).
+    .html, .tex and .json (the paper's Tables 1, 2 and 4 with our rows), summary.json, figures/
+    (DVC's metrics), training.json, preference.json and scores.json (DVC's plots).
 
     Args:
         metrics: the folder of all stages' figures; `samples` beside it has the pictures.
@@ -249,6 +225,8 @@ def report(
     with atomic_folder(reports_out) as folder:
         write_json(folder / "summary.json", summary(found))
         write_series(found, models(found), folder)
+        for name, figures in headline(found).items():
+            write_json(folder / "figures" / f"{name}.json", figures)
         write_tables(tables, missing, folder)
         links = ["tables.html", "tables.md", "tables.tex"]
         seen = _seen_page(samples, models(found))

@@ -1,4 +1,4 @@
-"""Histories and scores as flat lists, one record a point: what `dvc plots` draws."""
+"""What `dvc plots` draws, a record a point, and what `dvc metrics` shows, a row a model."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,6 +53,37 @@ def scores(found: Mapping[str, Any], models: Sequence[str]) -> Series:
             for task, score, chance in rows
         ]
     return series
+
+
+def headline(found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """A few figures of each model, and of curation: small enough for a table in a terminal."""
+    rows: dict[str, dict[str, Any]] = {}
+    for path, values in found.items():
+        kind, _, name = path.partition("/")
+        row: dict[str, Any] = {}
+        if kind == "evaluate":
+            geneval = values["geneval"]
+            row = {key: geneval[key] for key in ("overall", "stderr", "chance")} | geneval["tasks"]
+            row |= {
+                split: geneval[split]["overall"] for split in ("seen", "all") if split in geneval
+            }
+        elif kind == "compare":
+            row = {key: values[key] for key in ("win_rate",) if key in values}
+        elif kind == "train":
+            row = {key: values[key] for key in ("accuracy", "margin") if key in values}
+            row |= {key: v for key, v in values.get("final", {}).items() if key in LOSSES}
+            held_out = values.get("validation", {})
+            row |= {f"held_out_{key}": held_out[key] for key in LOSSES if key in held_out}
+        elif kind == "critic":
+            row = {"critic_auroc": values["auroc"]} if "auroc" in values else {}
+        elif kind in ("compbench", "genai"):
+            graded = values.get("categories", values.get("skills", {}))
+            row = {f"{kind}_{key}": one["score"] for key, one in graded.items()}
+        elif path == "curate":
+            name, row = "curation", {k: values[k] for k in ("total", "kept") if k in values}
+        if row:
+            rows.setdefault(name, {}).update(row)
+    return rows
 
 
 def write_series(found: Mapping[str, Any], models: Sequence[str], folder: Path) -> None:
