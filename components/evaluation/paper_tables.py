@@ -60,8 +60,8 @@ def paper_tables(
         params: `seed` and `dpo.from` are read.
         ablation: reports/ablation/ablation.json, or None.
     """
-    scored = (key.split("/", 1) for key in found)
-    extra = sorted({n for kind, *n in scored if kind in ("compbench", "genai") for n in n})
+    scored = [key.partition("/") for key in found]
+    extra = sorted({name for kind, _, name in scored if kind in ("compbench", "genai")})
     order = [*names, *[name for name in extra if name not in names]]
     tables = genai_tables(found, order)
     tables += geneval_table(found, order, params)
