@@ -108,6 +108,7 @@ LIMITS: dict[str, Limit] = {
     "feedback.critic_training.folds": Limit("a whole number from 2 on", 2, whole=True),
     "dpo.prompts": COUNT,
     "dpo.images": COUNT,
+    "dpo.each": COUNT,
     "dpo.held_out": SHARE,
     "dpo.realism_margin": SHARE,
     "dpo.beta": POSITIVE,

@@ -4,6 +4,8 @@ Each task is one stage of dvc.yaml, run by `dvc repro` in a process group of its
 runs it, DVC decides whether it must run and keeps its result.
 """
 
+import base64
+import json
 import os
 import re
 import signal
@@ -23,7 +25,11 @@ from flows.command import StageFailed, command
 
 try:
     from prefect import flow, get_run_logger, task
-    from prefect.artifacts import create_markdown_artifact
+    from prefect.artifacts import (
+        create_image_artifact,
+        create_markdown_artifact,
+        create_table_artifact,
+    )
     from prefect.cache_policies import NO_CACHE
     from prefect.client.schemas.objects import TaskRun
     from prefect.runtime import flow_run
@@ -36,8 +42,13 @@ except ModuleNotFoundError as missing:
 
 # What Prefect shows of a stage: file, key of the artifact, description.
 SHOWN = {
-    "curate": ("curated/report.md", "curation", "What was kept and rejected"),
-    "report": ("reports/run/report.md", "report", "Scores by model"),
+    "curate": [("curated/report.md", "curation", "What was kept and rejected")],
+    "report": [
+        ("reports/run/report.md", "report", "Scores by model"),
+        ("reports/run/tables.md", "tables", "The paper's tables with this run's rows"),
+        ("reports/run/tables.json", "", ""),  # each table in it has a key and words of its own
+        ("plots/scores.png", "scores", "Scores by task, with the chance floor"),
+    ],
 }
 PATIENCE = 20  # seconds a stage gets to write its snapshot before it is killed
 
@@ -163,6 +174,27 @@ def _ask(round_name: str) -> None:
         wait_for_labels(round_name, file, params["feedback"]["people"])
 
 
+def show(name: str) -> None:
+    """Publish what a stage wrote for people as artifacts of the flow run.
+
+    A table's rows are an artifact each, `table-2` and so on; a picture is put in whole, since the
+    server cannot read this machine's files.
+    """
+    for file, key, words in SHOWN.get(name, []):
+        path = Path(file)
+        if path.suffix == ".png" and not path.is_file():  # nothing was scored
+            continue
+        if path.suffix == ".png":
+            data = base64.b64encode(path.read_bytes()).decode()
+            create_image_artifact(f"data:image/png;base64,{data}", key=key, description=words)
+        elif path.suffix == ".json":
+            for table in json.loads(path.read_text()):
+                said = "\n\n".join([table["title"], *table["notes"]])
+                create_table_artifact(table["rows"], key=table["key"], description=said)
+        else:
+            create_markdown_artifact(path.read_text(), key=key, description=words)
+
+
 def stage_names() -> list[str]:
     """The stages of dvc.yaml, each after those it depends on."""
     from dvc.repo import Repo
@@ -190,9 +222,7 @@ def pipeline(stages: list[str] | None = None) -> None:
         if name.startswith("critic@"):
             _ask(name.partition("@")[2])
         stage(name)
-        if name in SHOWN:
-            page, key, words = SHOWN[name]
-            create_markdown_artifact(Path(page).read_text(), key=key, description=words)
+        show(name)
 
 
 def main() -> int:

@@ -1,6 +1,7 @@
 """evaluate, compare and report on a pipeline that draws the truth, or sometimes not."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from dvc_render.vega import VegaRenderer
 from PIL import Image
 
 from components.errors import UserError
@@ -111,6 +113,50 @@ def test_folder_is_the_official_one(evaluated: Path) -> None:
     assert Image.open(folder / "grid.png").width > 500
 
 
+def test_what_the_detector_saw_is_drawn_task_by_task(evaluated: Path) -> None:
+    sheets = sorted((evaluated / "samples/phase1/seen").iterdir())
+    assert sorted(sheet.stem for sheet in sheets) == sorted(tasks.TASKS)
+    assert sum(sheet.stat().st_size for sheet in sheets) < 400_000
+    for sheet in sheets:
+        assert Image.open(sheet).width > 1000
+
+
+def test_dvc_draws_what_the_report_wrote(evaluated: Path, tmp_path: Path) -> None:
+    """The plots section of dvc.yaml, its templates and the files' fields belong together."""
+    history = [{"step": i, "images": 8 * i, "flow": 1 / i, "jepa": 0.1} for i in (1, 2)]
+    trained = {"history": history, "final": {"flow": 0.5}}
+    trained["validation"] = {"flow": 0.6, "jepa": 0.2, "history": history[1:]}
+    preferred: dict[str, Any] = {"accuracy": 0.6, "margin": 0.2}
+    preferred["history"] = [{"step": 0, "loss": 0.7, "accuracy": 0.5, "margin": 0.0}]
+    metrics = tmp_path / "metrics"
+    shutil.copytree(evaluated / "metrics", metrics)
+    (metrics / "train").mkdir(exist_ok=True)
+    (metrics / "train/r1.json").write_text(json.dumps(trained))
+    (metrics / "train/dpo.json").write_text(json.dumps(preferred))
+    report(metrics, tmp_path / "reports/run", tmp_path / "plots", PARAMS, Tracker())
+    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+    (folder,) = pipeline["metrics"]
+    shown = {file.stem: json.loads(file.read_text()) for file in (tmp_path / folder).iterdir()}
+    assert set(shown) == {"phase1", "r1", "dpo"}
+    assert shown["dpo"] == {"accuracy": 0.6, "margin": 0.2}
+    losses = {"flow": 0.5, "validation_flow": 0.6, "validation_jepa": 0.2}
+    assert losses.items() <= shown["r1"].items()
+    assert {"overall", "stderr", "chance", "counting", "seen", "win_rate"} <= set(shown["r1"])
+    assert all(isinstance(value, float) for row in shown.values() for value in row.values())
+    drawn = [entry for entry in pipeline["plots"] if isinstance(entry, dict)]
+    assert len(drawn) == 3
+    for entry in drawn:
+        ((file, settings),) = entry.items()
+        points = [point | {"rev": "HEAD"} for point in json.loads((tmp_path / file).read_text())]
+        assert all({"model", settings["x"], settings["y"]} <= set(point) for point in points)
+        renderer = VegaRenderer(points, file, template_dir=str(ROOT / ".dvc/plots"), **settings)
+        filled = renderer.get_filled_template()
+        assert "DVC_METRIC" not in json.dumps(filled)
+        assert len(filled["data"]["values"]) == len(points)
+    points = json.loads((tmp_path / "reports/run/training.json").read_text())
+    assert [p["value"] for p in points if p["set"] == "validation"] == [0.5, 0.1]
+
+
 def test_win_rate(evaluated: Path, tmp_path: Path) -> None:
     outcome = json.loads((evaluated / "metrics/compare/r1.json").read_text())
     assert outcome["better"] + outcome["same"] + outcome["worse"] == outcome["n"] == 66
@@ -186,6 +232,12 @@ def test_report_and_table(evaluated: Path, tmp_path: Path) -> None:
         assert Image.open(tmp_path / "plots" / name).width > 500
     # One picture for each plot and one for each model's grid.
     assert page.count("data:image/png;base64,") == 7
+    reports = tmp_path / "reports"
+    for name in ("samples.html", "tables.html", "tables.md", "tables.tex"):
+        assert f'href="{name}"' in page
+        assert (reports / name).stat().st_size > 1000
+    # A sheet for each task and model.
+    assert (reports / "samples.html").read_text().count("data:image/png;base64,") == 12
     said = table(metrics).splitlines()
     assert [line.split(" | ")[0].strip() for line in said[:3]] == ["model", "phase1", "r1"]
     assert all(len(line) <= 130 for line in said[:7])

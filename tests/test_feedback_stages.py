@@ -103,6 +103,7 @@ def params():
             "adapter": "none",
             "lora": {"rank": 4, "alpha": 4},
             "realism_margin": 0.02,
+            "each": 1,
             "bootstrap": 100,
             "patience": 100,
             "prompts": 6,

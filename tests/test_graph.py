@@ -85,6 +85,20 @@ def test_held_out_combinations_are_in_nothing_that_trains(micro: Checkout) -> No
     assert not held_out & set(references["prompt"])
 
 
+def test_tables_and_pictures_are_published(micro: Checkout) -> None:
+    """By Prefect as artifacts, by MLflow beside the runs, by DVC in a short row a model."""
+    with sqlite3.connect(micro.root / ".djepa/prefect/prefect.db") as database:
+        artifacts = dict(database.execute("select key, data from artifact"))
+    assert {"curation", "report", "tables", "table-2", "scores"} <= set(artifacts)
+    rows = json.loads(json.loads(artifacts["table-2"]))
+    assert {"dpo †, held-out", "D-JEPA·T2I"} <= {row["Model"] for row in rows}
+    kept = {path.name for path in (micro.root / ".djepa").rglob("artifacts/**/*.*")}
+    assert {"tables.md", "tables.tex", "samples.html", "color_attr.png"} <= kept
+    shown = json.loads(micro.dvc("metrics", "show", "--json"))[""]["data"]
+    assert {Path(path).stem for path in shown} == {"phase1", "r1", "dpo", "curation"}
+    assert all(len(file["data"]) < 25 for file in shown.values())
+
+
 def test_one_parent_with_a_finished_child_a_stage(micro: Checkout) -> None:
     frame = runs(micro)
     parents = frame[frame["kind"] == "pipeline"]

@@ -50,7 +50,7 @@ def test_a_smaller_error_on_the_winner_lowers_the_loss():
     assert inside.item() == pytest.approx(100 / 2 * 0.1)
 
 
-MARGIN = 0.02
+MARGIN, EACH = 0.02, 3
 
 
 def judged(prompt, answers, seed=0, tag="colors"):
@@ -71,7 +71,7 @@ SAID = st.tuples(
 @given(st.lists(st.tuples(st.integers(0, 4), SAID)))
 def test_winners_are_better_and_each_picture_is_used_once(drawn):
     pictures = [judged(p, said, i) for i, (p, said) in enumerate(drawn)]
-    pairs = make_pairs(pictures, MARGIN)
+    pairs = make_pairs(pictures, MARGIN, EACH)
     by_image = {id(picture.image): picture for picture in pictures}
     for pair in pairs:
         winner, loser = (by_image[id(image)] for image in (pair.winner, pair.loser))
@@ -81,6 +81,7 @@ def test_winners_are_better_and_each_picture_is_used_once(drawn):
     used = [id(p) for pair in pairs for p in (pair.winner, pair.loser)]
     assert len(used) == len(set(used))
     for prompt in {p for p, _ in drawn}:
+        assert sum(p.prompt == f"a photo of {prompt}" for p in pairs) <= EACH
         said = sorted(answers for q, answers in drawn if q == prompt)
         apart = verdict(said[-1], said[0], MARGIN) == 1
         assert any(p.prompt == f"a photo of {prompt}" for p in pairs) >= apart
@@ -95,19 +96,21 @@ def test_winners_are_better_and_each_picture_is_used_once(drawn):
     ],
 )
 def test_the_first_question_that_differs_decides(winner, loser, why):
-    (pair,) = make_pairs([judged("x", loser, 1), judged("x", winner, 2)], MARGIN)
+    (pair,) = make_pairs([judged("x", loser, 1), judged("x", winner, 2)], MARGIN, EACH)
     assert (pair.facts["seed_winner"], pair.why) == (2, why)
 
 
 def test_pictures_that_are_the_same_to_the_judge_are_no_pair():
     nearly = (1.0, 1.0, 0.0, 0.91)
-    assert not make_pairs([judged("x", RIGHT), judged("x", nearly, 1)], MARGIN)
+    assert not make_pairs([judged("x", RIGHT), judged("x", nearly, 1)], MARGIN, EACH)
 
 
 @given(st.integers(2, 20), st.floats(0.05, 0.9))
 def test_no_prompt_has_pairs_on_both_sides(prompts, share):
     pairs = make_pairs(
-        [judged(p, WRONG if k % 2 else RIGHT) for p in range(prompts) for k in range(4)], MARGIN
+        [judged(p, WRONG if k % 2 else RIGHT) for p in range(prompts) for k in range(4)],
+        MARGIN,
+        EACH,
     )
     split(pairs, share, 0)
     sides = pd.DataFrame([(p.prompt, p.held_out) for p in pairs]).groupby(0)[1].nunique()
@@ -117,7 +120,7 @@ def test_no_prompt_has_pairs_on_both_sides(prompts, share):
 
 def test_picture_of_pairs(tmp_path):
     pairs = make_pairs(
-        [judged(p, WRONG if k else RIGHT, k) for p in range(10) for k in range(2)], MARGIN
+        [judged(p, WRONG if k else RIGHT, k) for p in range(10) for k in range(2)], MARGIN, EACH
     )
     for number in (0, 1, 10):
         draw_pairs(tmp_path / "pairs.png", pairs[:number])

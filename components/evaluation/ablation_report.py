@@ -11,14 +11,15 @@ import matplotlib.pyplot as plt  # the backend must be chosen first
 from matplotlib.figure import Figure
 
 from components.evaluation.ablation import COMPARED, GROUPS, LINES, Result, summary
+from components.evaluation.paper_tables import ablation_table
+from components.evaluation.tables import Rows, markdown, write_tables
 from components.files import atomic_file, write_json
 
-Rows = list[list[str]]
 PLACES = ((-12, 6), (5, -11), (5, 6), (5, -11))  # points from a line's points to their letters
 
 
 def write_ablation(results: Sequence[Result], folder: Path, about: Mapping[str, Any]) -> str:
-    """Write ablation.md, ablation.png and ablation.json into `folder`; returns the Markdown.
+    """Write ablation.md, ablation.png, ablation.json and tables.* into `folder`; returns the page.
 
     about: what was run (scale, seeds, overrides, …), kept in the JSON and said in the text.
     """
@@ -31,6 +32,7 @@ def write_ablation(results: Sequence[Result], folder: Path, about: Mapping[str, 
     text = page(found, about)
     with atomic_file(folder / "ablation.md") as temporary:
         temporary.write_text(text)
+    write_tables(ablation_table(found), [], folder)
     return text
 
 
@@ -43,7 +45,7 @@ def page(found: Mapping[str, Any], about: Mapping[str, Any]) -> str:
         "more. SAS: statistical-analysis sampling; CMS: critic-model sampling. 'held-out': prompts "
         "whose combinations are in nothing that trains; 'all': those and seen ones. Chance: the "
         "same pictures under other prompts of the task.",
-        _markdown(group_rows(found)),
+        markdown(group_rows(found)),
         "*The paper's figures are its own: 2.6 B parameters, a billion pairs, 100,000 steps of "
         "2048 a phase, its GenEval prompts; for H and I its win rate against Midjourney v6, where "
         "ours is over G's model, on the same prompts, by the embedded detector; people labelled "
@@ -53,7 +55,7 @@ def page(found: Mapping[str, Any], about: Mapping[str, Any]) -> str:
         parts += [
             "Paired differences at the same images seen: by seed, mean ± standard error [95 % t "
             "interval].",
-            _markdown(effect_rows(found)),
+            markdown(effect_rows(found)),
         ]
     parts += [text for text in (_sizes(found),) if text]
     return "\n\n".join(parts) + "\n"
@@ -169,12 +171,6 @@ def _error(group: Mapping[str, Any], kind: str) -> float:
     if over_seeds is not None:
         return over_seeds
     return group["stderr_prompts" if kind == "score" else "all_stderr_prompts"]
-
-
-def _markdown(rows: Rows) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    lines.insert(1, "|" + "---|" * len(rows[0]))
-    return "\n".join(lines)
 
 
 def _thousands(images: float) -> str:

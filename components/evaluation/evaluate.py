@@ -15,6 +15,7 @@ from components.evaluation.drawing import Pipeline, load_pipeline
 from components.evaluation.folder import write_prompt
 from components.evaluation.grid import grid
 from components.evaluation.scoring import Scored, score_folder, write_results
+from components.evaluation.seen import write_seen
 from components.files import atomic_folder, hash_of, write_json
 from components.scenes.tasks import TASKS, Metadata
 from components.scenes.world import World
@@ -85,14 +86,14 @@ def evaluate(
 ) -> dict[str, Any]:
     """Draw GenEval's tasks on the embedded world with a model and score them.
 
-    Writes `samples_out` (official folders, results.jsonl, grid.png) and `metrics_out`
-    ({"model", "size", "sampler", "geneval": see components/evaluation/scoring.py}).
+    Writes `samples_out` (official folders, results.jsonl, grid.png, seen/TASK.png) and
+    `metrics_out` ({"model", "size", "sampler", "geneval": see components/evaluation/scoring.py}).
 
     Args:
         model: a diffusers folder.
         samples_out, metrics_out: replaced when the stage ends well.
         params: all parameters; `data` and `evaluation` are read.
-        tracker: gets geneval/… and the grid.
+        tracker: gets geneval/…, the grid and what the detector saw.
         load: how a model folder becomes a pipeline.
         resume: keeps the pictures until the stage ends well, so that a killed one goes on; what
             another model or other settings drew there is dropped.
@@ -119,6 +120,7 @@ def evaluate(
         geneval, scored = score_folder(folder, settings, world)
         write_results(folder / "results.jsonl", scored)
         sample_grid(scored, settings["grid"]).save(folder / "grid.png")
+        write_seen(scored, folder / "seen", settings["grid"])
     write_json(
         metrics_out,
         {
@@ -132,6 +134,7 @@ def evaluate(
         flatten(geneval, "geneval") | {"geneval/pictures_per_second": drawn / seconds}
     )
     tracker.log_artifact(samples_out / "grid.png")
+    tracker.log_artifact(samples_out / "seen", "seen")
     if resume is not None:
         shutil.rmtree(resume)
     print(sentence(samples_out.name, geneval), flush=True)

@@ -34,7 +34,7 @@ def score_plot(models: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
         axes.hlines(floors, at - width / 2, at + width / 2, colors="black", linestyles="dotted",
                     label="chance" if i == 0 else "_")  # fmt: skip
     axes.set_xticks(range(len(groups)), groups, rotation=20)
-    axes.set_ylabel("GenEval, share right")
+    axes.set_ylabel("share right, GenEval's rules")
     axes.set_ylim(0, 1)
     axes.legend(frameon=False, ncols=6, loc="lower left", bbox_to_anchor=(0, 1), fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import UserError
+from components.evaluation.paper_tables import left_out, paper_tables
 from components.evaluation.plots import (
     attribute_plot,
     coverage_plot,
@@ -17,11 +18,24 @@ from components.evaluation.plots import (
     score_plot,
     validation_plot,
 )
+from components.evaluation.series import headline, write_series
+from components.evaluation.tables import (
+    Rows,
+    html_table,
+    html_tables,
+    markdown,
+    page,
+    write_tables,
+)
 from components.files import atomic_file, atomic_folder, read_json, write_json
 from components.scenes.tasks import TASKS
 from components.tracking import Tracker
 
-Rows = list[list[str]]
+SEEN = (
+    "Green frame: right, red: wrong. Magenta boxes count by GenEval's rules, grey ones are too "
+    "unsure for its thresholds. Under each picture its prompt, the verdict, and by number what "
+    "each box was taken for, with its score."
+)
 
 
 def read_metrics(metrics: Path) -> dict[str, Any]:
@@ -184,26 +198,6 @@ def summary(found: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _markdown(rows: Rows) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    lines.insert(1, "|" + "---|" * len(rows[0]))
-    return "\n".join(lines)
-
-
-def _html_table(rows: Rows) -> str:
-    def line(row: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in row) + "</tr>"
-
-    return f"<table>{line(rows[0], 'th')}{''.join(line(row, 'td') for row in rows[1:])}</table>"
-
-
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;
-margin:2em auto;padding:0 1em;color:#222}
-table{border-collapse:collapse;font-size:13px;display:block;overflow-x:auto}
-th,td{padding:3px 9px;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}
-th:first-child,td:first-child{text-align:left}img{max-width:100%}"""
-
-
 def report(
     metrics: Path,
     reports_out: Path,
@@ -211,11 +205,16 @@ def report(
     params: Mapping[str, Any],
     tracker: Tracker,
 ) -> dict[str, Any]:
-    """Write report.md, report.html and summary.json to `reports_out`, pictures to `plots_out`.
+    """Write the report, its tables and its series to `reports_out`, pictures to `plots_out`.
+
+    reports_out: report.md, report.html, samples.html (what the detector saw, by task), tables.md,
+    .html, .tex and .json (the paper's Tables 1, 2 and 4 with our rows), summary.json, figures/
+    (DVC's metrics), training.json, preference.json and scores.json (DVC's plots).
 
     Args:
-        metrics: the folder of all stages' figures; `samples` beside it has the picture grids.
-        reports_out, plots_out: replaced.
+        metrics: the folder of all stages' figures; `samples` beside it has the pictures.
+        reports_out, plots_out: replaced. An ablation's figures are read from `ablation` beside
+            `reports_out` if they are there.
         params: all parameters; scale and seed are named in the report.
         tracker: gets the report and the plots.
 
@@ -225,56 +224,102 @@ def report(
     found = read_metrics(metrics)
     title = f"Report: scale {params['scale']}, seed {params['seed']}"
     rows, intervals = score_rows(found), interval_rows(found)
-    pictures: list[tuple[str, Path]] = []
+    samples = metrics.parent / "samples"
     with atomic_folder(plots_out) as folder:
-        if models(found):
-            score_plot({n: found[f"evaluate/{n}"]["geneval"] for n in models(found)}, folder)
-            pictures.append(("Scores by task", plots_out / "scores.png"))
-        for name, values in found.items():
-            if not name.startswith("train/"):
-                continue
-            model = name.removeprefix("train/")
-            if values.get("history"):
-                curve_plot(values["history"], model, folder / f"curves-{model}.png")
-                pictures.append((f"Training, {model}", plots_out / f"curves-{model}.png"))
-            if values.get("validation", {}).get("history"):
-                png = f"validation-{model}.png"
-                validation_plot(values["validation"], model, folder / png)
-                pictures.append((f"Validation, {model}", plots_out / png))
-            for kind, figures in values.get("sampling", {}).get("kinds", {}).items():
-                if len(figures["values"]) > 1:
-                    png = f"{kind}s-{model}.png"
-                    attribute_plot(figures["values"], f"{kind}s, {model}", folder / png)
-                    pictures.append((f"{kind.title()}s, {model}", plots_out / png))
-            if values.get("coverage"):
-                coverage_plot(values["coverage"], model, folder / f"coverage-{model}.png")
-                pictures.append((f"Coverage, {model}", plots_out / f"coverage-{model}.png"))
-    for name in models(found):
-        pictures.append((f"Pictures, {name}", metrics.parent / "samples" / name / "grid.png"))
+        drawn = _plots(found, folder)
+    pictures = [(name, plots_out / png) for name, png in drawn]
+    pictures += [(f"Pictures, {name}", samples / name / "grid.png") for name in models(found)]
     # A history without known curves has no plot, and the grids may be elsewhere.
     pictures = [(name, path) for name, path in pictures if path.is_file()]
+    tables = paper_tables(found, models(found), params, _ablation(reports_out.parent))
+    missing = left_out(tables)
     with atomic_folder(reports_out) as folder:
         write_json(folder / "summary.json", summary(found))
+        write_series(found, models(found), folder)
+        for name, figures in headline(found).items():
+            write_json(folder / "figures" / f"{name}.json", figures)
+        write_tables(tables, missing, folder)
+        links = ["tables.html", "tables.md", "tables.tex"]
+        seen = _seen_page(samples, models(found))
+        if seen:
+            links.insert(0, "samples.html")
+            (folder / "samples.html").write_text(page("What the detector saw", seen))
         with atomic_file(folder / "report.md") as file:
-            parts = [f"# {title}", _markdown(rows), _markdown(intervals), *notes(found)]
+            parts = [f"# {title}", markdown(rows), markdown(intervals), *notes(found)]
+            parts.append("Beside this: " + ", ".join(f"[{name}]({name})" for name in links) + ".")
             for name, fact in facts(found):
-                parts += [f"## {name}", _markdown(fact)]
+                parts += [f"## {name}", markdown(fact)]
             file.write_text("\n\n".join(parts) + "\n")
         with atomic_file(folder / "report.html") as file:
-            body = [f"<h1>{html.escape(title)}</h1>", _html_table(rows), _html_table(intervals)]
+            body = [f"<h1>{html.escape(title)}</h1>", html_table(rows), html_table(intervals)]
             body += [f"<p>{html.escape(note)}</p>" for note in notes(found)]
+            shown = ", ".join(f'<a href="{name}">{name}</a>' for name in links)
+            body.append(f"<p>Beside this page: {shown}.</p>")
+            body.append(html_tables(tables))
             for name, path in pictures:
-                data = base64.b64encode(path.read_bytes()).decode()
-                body.append(f"<h2>{html.escape(name)}</h2>")
-                body.append(f'<img alt="{html.escape(name)}" src="data:image/png;base64,{data}">')
+                body.append(f"<h2>{html.escape(name)}</h2>{_image(name, path)}")
             for name, fact in facts(found):
                 body.append(f"<details><summary>{html.escape(name)}</summary>")
-                body.append(f"{_html_table(fact)}</details>")
-            file.write_text(
-                f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}'
-                f"</title><style>{STYLE}</style><body>{''.join(body)}</body></html>\n"
-            )
+                body.append(f"{html_table(fact)}</details>")
+            file.write_text(page(title, "".join(body)))
     for folder in (reports_out, plots_out):
         tracker.log_artifact(folder)
     print(table(metrics), flush=True)
     return summary(found)
+
+
+def _plots(found: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
+    """Draw what there is to be drawn; returns titles and file names."""
+    drawn: list[tuple[str, str]] = []
+    if models(found):
+        score_plot({n: found[f"evaluate/{n}"]["geneval"] for n in models(found)}, folder)
+        drawn.append(("Scores by task", "scores.png"))
+    for name, values in found.items():
+        if not name.startswith("train/"):
+            continue
+        model = name.removeprefix("train/")
+        if values.get("history"):
+            curve_plot(values["history"], model, folder / f"curves-{model}.png")
+            drawn.append((f"Training, {model}", f"curves-{model}.png"))
+        if values.get("validation", {}).get("history"):
+            validation_plot(values["validation"], model, folder / f"validation-{model}.png")
+            drawn.append((f"Validation, {model}", f"validation-{model}.png"))
+        for kind, figures in values.get("sampling", {}).get("kinds", {}).items():
+            if len(figures["values"]) > 1:
+                png = f"{kind}s-{model}.png"
+                attribute_plot(figures["values"], f"{kind}s, {model}", folder / png)
+                drawn.append((f"{kind.title()}s, {model}", png))
+        if values.get("coverage"):
+            coverage_plot(values["coverage"], model, folder / f"coverage-{model}.png")
+            drawn.append((f"Coverage, {model}", f"coverage-{model}.png"))
+    return drawn
+
+
+def _ablation(reports: Path) -> Any:
+    file = reports / "ablation" / "ablation.json"
+    try:
+        return read_json(file) if file.is_file() else None
+    except ValueError as error:
+        raise UserError(
+            f"{file} is no JSON ({error}); remove it, or run `python -m flows.ablation` again."
+        ) from None
+
+
+def _seen_page(samples: Path, names: Sequence[str]) -> str:
+    """The sheets of all models, task by task, as HTML; "" without any."""
+    found = [(name, file) for name in names for file in (samples / name / "seen").glob("*.png")]
+    known = {file.stem for _, file in found}
+    parts = []
+    for task in [t for t in TASKS if t in known] + sorted(known - set(TASKS)):
+        parts.append(f'<h2 id="{html.escape(task)}">{html.escape(task)}</h2>')
+        for name, file in found:
+            if file.stem == task:
+                parts.append(f"<h3>{html.escape(name)}</h3>{_image(f'{task}, {name}', file)}")
+    if not parts:
+        return ""
+    return "".join([f"<h1>What the detector saw</h1><p>{SEEN}</p>", *parts])
+
+
+def _image(name: str, path: Path) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<img alt="{html.escape(name)}" src="data:image/png;base64,{data}">'

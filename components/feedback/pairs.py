@@ -95,7 +95,7 @@ def judge(model: Path, encoded_dir: Path, params: dict[str, Any], tally: Tally) 
         judged.append(Judged(metadata, FIRST_SEED + i, image, answers(metadata, blobs), reason))
     correct = float(np.mean([picture.answers[0] for picture in judged]))
     tally.figures |= {"pictures": len(judged), "correct": correct}
-    yield from make_pairs(judged, float(settings["realism_margin"]))
+    yield from make_pairs(judged, float(settings["realism_margin"]), int(settings["each"]))
 
 
 def _prompts(encoded_dir: Path, params: Mapping[str, Any]) -> list[Metadata]:
@@ -141,8 +141,8 @@ def draw_to_rate(model: Path, encoded_dir: Path, out: Path, params: Mapping[str,
     return f"{out}/a and {out}/b: {len(prompts) * each} pictures each, of {len(prompts)} prompts"
 
 
-def make_pairs(judged: Sequence[Judged], margin: float) -> list[Pair]:
-    """Pair a prompt's pictures, best with worst, second best with second worst, and so on.
+def make_pairs(judged: Sequence[Judged], margin: float, each: int) -> list[Pair]:
+    """Pair a prompt's pictures, best with worst, second best with second worst, `each` at most.
 
     Better is what the judge's first question that differs says: adherence, coherence, then realism
     if it differs by more than `margin`. Pictures that are the same to it are not paired; each
@@ -154,7 +154,9 @@ def make_pairs(judged: Sequence[Judged], margin: float) -> list[Pair]:
     pairs = []
     for prompt, group in groups.items():
         ranked = sorted(group, key=lambda picture: picture.answers, reverse=True)
-        for best, worst in zip(ranked[: len(ranked) // 2], reversed(ranked), strict=False):
+        for best, worst in zip(
+            ranked[: min(each, len(ranked) // 2)], reversed(ranked), strict=False
+        ):
             if verdict(best.answers, worst.answers, margin) <= 0:
                 continue
             facts: dict[str, Any] = {

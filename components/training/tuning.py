@@ -109,7 +109,8 @@ class Tuning:
         epoch, place = divmod(self.step, per_epoch)
         order = np.random.default_rng([self.seed, 1, epoch]).permutation(self.train_rows)
         rows = order[place * batch : (place + 1) * batch]
-        rate = float(settings["lr"]) * min(1.0, (self.step + 1) / int(settings["warmup"]))
+        left = 1 - self.step / int(settings["steps"])
+        rate = float(settings["lr"]) * min(left, (self.step + 1) / int(settings["warmup"]))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         draw = self.pairs.draw(rows, self.training, self.seed, 2, self.step)
