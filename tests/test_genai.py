@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from components.errors import UserError
+from components.evaluation.draw_sets import draw_genai
 from components.evaluation.genai import ADVANCED, BASIC, read_prompts, read_skills, score_genai
+from tests.test_draw_sets import model as drawing_model  # noqa: F401
 
 SETTINGS = {"bootstrap": 200, "seed": 0}
 N = 12
@@ -160,3 +162,21 @@ def test_other_files_sizes_and_ids_are_named(tmp_path: Path) -> None:
         score_genai(pictures, file, SETTINGS)
     with pytest.raises(UserError, match=r"cannot be read as GenAI-Bench's genai_image.json"):
         read_prompts(tmp_path / "nothing.json")
+
+
+def test_the_official_layout_is_drawn_gone_on_with_and_scored(
+    drawing_model: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    file, out = bench(tmp_path / "official"), tmp_path / "out/tiny"
+    settings = {"batch_size": 6, "workers": 1, "seed": 0, "sampler": {"autoregressive_steps": 2}}
+    assert draw_genai(drawing_model, file, out, None, settings) == N
+    before = (out / "00003.jpeg").read_bytes()
+    assert before[:2] == b"\xff\xd8"  # a JPEG
+    (out / "00003.jpeg").unlink()
+    assert draw_genai(drawing_model, file, out, None, settings) == 1
+    assert (out / "00003.jpeg").read_bytes() == before
+    scores = tmp_path / "scores.json"
+    scores.write_text(json.dumps({key: 0.5 for key in read_prompts(file)}))
+    result = score_genai(out, scores, SETTINGS, file)
+    assert not any("no picture of a prompt" in problem for problem in result["problems"])

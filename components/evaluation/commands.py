@@ -4,7 +4,7 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,65 +33,83 @@ def pictures() -> None:
     """Draw a benchmark's pictures with a saved model; a run that was stopped goes on."""
 
 
+Model = Annotated[Path, typer.Argument(help="A model folder, e.g. models/phase1")]
+Size = Annotated[str | None, typer.Option(help="WxH in pixels; by default the model's")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Processes; by default evaluation.workers")
+]
+BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="Drawn at once; by default evaluation.batch_size")
+]
+
+
+def _settings(
+    size: str | None, workers: int | None, batch: int | None
+) -> tuple[tuple[int, int] | None, dict[str, Any]]:
+    """Size in pixels and params.evaluation for drawing: the model's own sampler, these options."""
+    from components.compose import load
+    from components.generate import parse_size
+
+    settings = load()["evaluation"] | {"sampler": {}}
+    for name, value in (("workers", workers), ("batch_size", batch)):
+        if value is not None:
+            settings[name] = value
+    return None if size is None else parse_size(size), settings
+
+
 @draw.command("geneval")
 def draw_geneval_set(
-    model: Annotated[Path, typer.Argument(help="A model folder, e.g. models/phase1")],
+    model: Model,
     out: Annotated[Path, typer.Argument(help="Gets GenEval's folders; the run goes on in it")],
     images: Annotated[int, typer.Option(min=1, help="Pictures of each prompt")] = 4,
-    size: Annotated[str | None, typer.Option(help="WxH in pixels; by default the model's")] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes; by default evaluation.workers")
-    ] = None,
-    batch: Annotated[
-        int | None, typer.Option(min=1, help="Drawn at once; by default evaluation.batch_size")
-    ] = None,
+    size: Size = None,
+    workers: Workers = None,
+    batch: BatchSize = None,
     prompts: Annotated[
         Path | None, typer.Option(help="JSON lines of metadata; by default the official 553")
     ] = None,
 ) -> None:
     """Draw GenEval's prompts as its folders, with the model's own sampler settings."""
-    from components.compose import load
     from components.evaluation.draw_sets import draw_geneval
     from components.evaluation.prompts import geneval_prompts, read_prompts
-    from components.generate import parse_size
 
-    settings = load()["evaluation"] | {"sampler": {}}
-    if workers is not None:
-        settings["workers"] = workers
-    if batch is not None:
-        settings["batch_size"] = batch
+    pixels, settings = _settings(size, workers, batch)
     asked = geneval_prompts() if prompts is None else read_prompts(prompts)
-    pixels = None if size is None else parse_size(size)
     drawn = draw_geneval(model, out, asked, images, pixels, settings)
     print(f"{out}: {len(asked)} prompts, {images} pictures each, {drawn} of them drawn now")
 
 
 @draw.command("compbench")
 def draw_compbench_set(
-    model: Annotated[Path, typer.Argument(help="A model folder, e.g. models/phase1")],
+    model: Model,
     prompt_file: Annotated[Path, typer.Argument(metavar="PROMPTS", help="color_val.txt, …")],
     out: Annotated[Path, typer.Argument(help="Gets samples/, e.g. compbench/phase1/color")],
-    size: Annotated[str | None, typer.Option(help="WxH in pixels; by default the model's")] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes; by default evaluation.workers")
-    ] = None,
-    batch: Annotated[
-        int | None, typer.Option(min=1, help="Drawn at once; by default evaluation.batch_size")
-    ] = None,
+    size: Size = None,
+    workers: Workers = None,
+    batch: BatchSize = None,
 ) -> None:
     """Draw an official prompt file of T2I-CompBench, ten pictures a prompt, seeds 42 to 51."""
-    from components.compose import load
     from components.evaluation.draw_sets import draw_compbench
-    from components.generate import parse_size
 
-    settings = load()["evaluation"] | {"sampler": {}}
-    if workers is not None:
-        settings["workers"] = workers
-    if batch is not None:
-        settings["batch_size"] = batch
-    pixels = None if size is None else parse_size(size)
+    pixels, settings = _settings(size, workers, batch)
     drawn = draw_compbench(model, prompt_file, out, pixels, settings)
     print(f"{out / 'samples'}: {drawn} pictures drawn now")
+
+
+@draw.command("genai")
+def draw_genai_set(
+    model: Model,
+    prompt_file: Annotated[Path, typer.Argument(metavar="PROMPTS", help="genai_image.json")],
+    out: Annotated[Path, typer.Argument(help="Gets 00000.jpeg, …, e.g. genai/phase1")],
+    size: Size = None,
+    workers: Workers = None,
+    batch: BatchSize = None,
+) -> None:
+    """Draw GenAI-Bench's prompts, one picture each, as its tool reads them."""
+    from components.evaluation.draw_sets import draw_genai
+
+    pixels, settings = _settings(size, workers, batch)
+    print(f"{out}: {draw_genai(model, prompt_file, out, pixels, settings)} pictures drawn now")
 
 
 class DetectorName(StrEnum):

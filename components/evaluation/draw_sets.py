@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import UserError
+from components.evaluation import genai
 from components.evaluation.compbench import IMAGES, read_prompts
 from components.evaluation.drawing import Pipeline, draw_pictures, load_pipeline
-from components.evaluation.folder import write_prompt
+from components.evaluation.folder import RUN, write_prompt
 from components.files import atomic_file, hash_of, read_json, write_json
 from components.scenes.tasks import Metadata
 
-SetJob = tuple[str, int, Path]  # prompt, seed, PNG file to be
-RUN = "run.json"
+SetJob = tuple[str, int, Path]  # prompt, seed, PNG or JPEG file to be
+FORMATS = {".png": "PNG", ".jpeg": "JPEG"}
+QUALITY = 95  # of JPEG; PNG has none
 COMPBENCH_SEED = 42  # of a prompt's first picture, officially
-NAME = 240  # bytes of a prompt that is part of a file's name
+NAME = 230  # bytes of a prompt that is part of a file name, which holds 255
 
 
 def draw_missing(
@@ -70,7 +72,7 @@ def draw_missing(
     for (_, _, file), picture in zip(todo, pictures, strict=True):
         if not file.exists():
             with atomic_file(file) as temporary:
-                picture.save(temporary, "PNG")
+                picture.save(temporary, FORMATS[file.suffix], quality=QUALITY)
             written += 1
     return written
 
@@ -103,20 +105,9 @@ def draw_geneval(
         UserError: no model folder, a folder of something else or of other settings, or as
             `drawing.draw_pictures`.
     """
-    sampler = _sampler(model) | dict(settings["sampler"])
-    if size is None:
-        size = int(sampler["width"]), int(sampler["height"])
-    record = {
-        "model": model_hash(model),
-        "prompts": hash_of(list(prompts)),
-        "images": images,
-        "size": "{}x{}".format(*size),
-        "seed": int(settings["seed"]),
-        "batch": int(settings["batch_size"]),
-        "sampler": {k: v for k, v in sampler.items() if k not in ("width", "height")},
-    }
-    claim(out, record)
-    first = int(settings["seed"]) * 1_000_000
+    seed = int(settings["seed"])
+    size = _begin(model, out, list(prompts), images, seed, size, settings)
+    first = seed * 1_000_000
     jobs: list[SetJob] = []
     for index, metadata in enumerate(prompts):
         place = write_prompt(out, index, metadata)
@@ -149,25 +140,61 @@ def draw_compbench(
                 f"{file}: the prompt {prompt!r} cannot be a file's name up to its first '_', "
                 "which is how the official tool reads it back; reword it."
             )
-    sampler = _sampler(model) | dict(settings["sampler"])
-    if size is None:
-        size = int(sampler["width"]), int(sampler["height"])
-    record = {
-        "model": model_hash(model),
-        "prompts": hash_of(prompts),
-        "images": IMAGES,
-        "size": "{}x{}".format(*size),
-        "seed": COMPBENCH_SEED,
-        "batch": int(settings["batch_size"]),
-        "sampler": {k: v for k, v in sampler.items() if k not in ("width", "height")},
-    }
-    claim(out, record)
+    size = _begin(model, out, prompts, IMAGES, COMPBENCH_SEED, size, settings)
     jobs: list[SetJob] = [
         (prompt, COMPBENCH_SEED + i, out / "samples" / f"{prompt}_{IMAGES * place + i:06d}.png")
         for place, prompt in enumerate(prompts)
         for i in range(IMAGES)
     ]
     return draw_missing(model, jobs, size, settings, f"drawing {out.name}")
+
+
+def draw_genai(
+    model: Path,
+    file: Path,
+    out: Path,
+    size: tuple[int, int] | None,
+    settings: Mapping[str, Any],
+) -> int:
+    """Draw GenAI-Bench's genai_image.json into `out`, or go on with it: {id}.jpeg, one a prompt.
+
+    The official layout names the folder by the model: OUT/MODEL. Seeds, arguments, what is
+    returned and the errors raised are as of `draw_geneval`.
+    """
+    prompts = genai.read_prompts(file)
+    seed = int(settings["seed"])
+    size = _begin(model, out, prompts, 1, seed, size, settings)
+    jobs: list[SetJob] = [
+        (prompt, seed * 1_000_000 + i, out / f"{key}.jpeg")
+        for i, (key, prompt) in enumerate(prompts.items())
+    ]
+    return draw_missing(model, jobs, size, settings, f"drawing {out.name}")
+
+
+def _begin(
+    model: Path,
+    out: Path,
+    prompts: Any,
+    images: int,
+    seed: int,
+    size: tuple[int, int] | None,
+    settings: Mapping[str, Any],
+) -> tuple[int, int]:
+    """Claim `out` for these pictures; returns their width and height."""
+    sampler = _sampler(model) | dict(settings["sampler"])
+    if size is None:
+        size = int(sampler["width"]), int(sampler["height"])
+    record = {
+        "model": model_hash(model),
+        "prompts": hash_of(prompts),
+        "images": images,
+        "size": "{}x{}".format(*size),
+        "seed": seed,
+        "batch": int(settings["batch_size"]),
+        "sampler": {k: v for k, v in sampler.items() if k not in ("width", "height")},
+    }
+    claim(out, record)
+    return size
 
 
 def claim(out: Path, record: Mapping[str, Any], clear: bool = False) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from components.errors import UserError
-from components.evaluation.draw_sets import RUN, claim, draw_missing, model_hash
+from components.evaluation.draw_sets import claim, draw_missing, model_hash
 from components.evaluation.drawing import Pipeline, load_pipeline
-from components.evaluation.folder import write_prompt
+from components.evaluation.folder import RUN, write_prompt
 from components.evaluation.grid import grid
 from components.evaluation.scoring import Scored, score_folder, write_results
 from components.evaluation.seen import write_seen

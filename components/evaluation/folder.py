@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from components.errors import UserError
 from components.files import atomic_file
 
+RUN = "run.json"  # beside pictures that we drew: of what run they are
 # A picture larger than this is refused before it is unpacked (width x height, pixels).
 MAX_PIXELS = 64_000_000
 NAME = re.compile(r"\d+/samples/[^/]+")  # of a picture, from its folder

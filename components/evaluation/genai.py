@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import UserError
-from components.evaluation.folder import Sample
+from components.evaluation.folder import RUN, Sample
 from components.evaluation.statistics import spreads
 
 BASIC = ("attribute", "scene", "spatial relation", "action relation", "part relation")
@@ -156,7 +156,7 @@ def check_pictures(folder: Path, prompts: Mapping[str, str]) -> list[str]:
 
 
 def _names(prompts: Mapping[str, str]) -> set[str]:
-    return {f"{key}.jpeg" for key in prompts}
+    return {RUN, *(f"{key}.jpeg" for key in prompts)}
 
 
 def _some(names: Sequence[Any]) -> str:
