@@ -5,6 +5,7 @@ win rates with the paper's three questions (how the paper makes its pairs is not
 components/feedback/pair_sources.py has the other sources.
 """
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from components.scenes.world import World
 from components.tokens.encoded import EncodedSet
 from components.tokens.rungs import rung_size
 
+LETTERS = 34  # of a line over a picture of pairs.png
 FIRST_SEED = 900_000_000  # of the pictures that are drawn for pairs
 
 
@@ -211,8 +213,8 @@ def draw_pairs(out: Path, pairs: Sequence[Pair], most: int = 16) -> None:
             axis.imshow(picture, interpolation="nearest")
             text = pairs[i].prompt.removeprefix("a photo of ") if line == 0 else pairs[i].why
             # Captions of other people may hold what reads as a formula.
-            words = " ".join(f"{word} {text}".split())[:70]
-            axis.set_title(words, fontsize=6, wrap=True, parse_math=False)
+            words = textwrap.wrap(f"{word} {text}", LETTERS, max_lines=2, placeholder=" …")
+            axis.set_title("\n".join(words), fontsize=6, parse_math=False)
     figure.tight_layout()
     with atomic_file(out) as temporary:
         figure.savefig(temporary, format="png")
