@@ -124,8 +124,8 @@ def test_what_the_detector_saw_is_drawn_task_by_task(evaluated: Path) -> None:
 def test_dvc_draws_what_the_report_wrote(evaluated: Path, tmp_path: Path) -> None:
     """The plots section of dvc.yaml, its templates and the files' fields belong together."""
     history = [{"step": i, "images": 8 * i, "flow": 1 / i, "jepa": 0.1} for i in (1, 2)]
-    trained = {"history": history, "final": {"flow": 0.5}}
-    by = {"rungs": {"32x32": 0.6}, "times": {"0-0.5": 0.7, "0.5-1": 0.5}}
+    trained: dict[str, Any] = {"history": history, "final": {"flow": 0.5}}
+    by: dict[str, Any] = {"rungs": {"32x32": 0.6}, "times": {"0-0.5": 0.7, "0.5-1": 0.5}}
     points = [point | by for point in history[1:]]
     trained["validation"] = {"flow": 0.6, "jepa": 0.2, **by, "pictures": 4, "history": points}
     preferred: dict[str, Any] = {"accuracy": 0.6, "margin": 0.2}
