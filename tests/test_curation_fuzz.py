@@ -34,7 +34,7 @@ CURATION: dict[str, Any] = {
 }
 # Inputs of each kind; the short run is for every day.
 SHORT = {"tar": 200, "picture": 150, "parquet": 60, "lines": 80, "folder": 10}
-FULL = {"tar": 8000, "picture": 8000, "parquet": 2000, "lines": 3000, "folder": 100}
+FULL = {"tar": 4000, "picture": 4000, "parquet": 1000, "lines": 1500, "folder": 100}
 KINDS = list(SHORT)
 
 
