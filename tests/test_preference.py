@@ -15,7 +15,7 @@ from components.errors import UserError
 from components.evaluation.compare import verdict
 from components.feedback.pair_set import PairSet
 from components.feedback.pairs import Judged, draw_pairs, make_pairs, split
-from components.feedback.pictures import clause_share, cover
+from components.feedback.pictures import cover
 from components.model.djepa import DJEPA
 from components.model.lora import LoraMixin
 from components.tracking import Tracker
@@ -142,24 +142,6 @@ def test_prompts_cover_tasks_and_notions():
     assert all(text.count(word) >= 1 for word in words)
     assert cover(prompts, words, 4, 0) == chosen
     assert len(cover(prompts[:3], words, 10, 0)) == 3
-
-
-def test_share_of_clauses_met():
-    def found(*colors):
-        return [[0, 0, 1, 1, 0.9, color] for color in colors]
-
-    metadata = {
-        "include": [
-            {"class": "circle", "count": 1, "color": "red"},
-            {"class": "square", "count": 2},
-        ]
-    }
-    assert clause_share(metadata, {}) == 0
-    assert clause_share(metadata, {"circle": found("blue"), "square": found("red", "red")}) == 0.75
-    assert clause_share(metadata, {"circle": found("red"), "square": found("red")}) == 0.75
-    assert clause_share(metadata, {"circle": found("red"), "square": found("red", "red")}) == 1
-    # One more than asked for is as wrong as one less.
-    assert clause_share(metadata, {"square": found("red", "red", "red")}) == 0.25
 
 
 PARAMS = {

@@ -1,4 +1,4 @@
-"""The current model's pictures of training prompts, judged; for references and preference pairs."""
+"""Training prompts, and the current model's pictures of them with GenEval's verdict."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from components.errors import UserError
-from components.evaluation.detector import Detections, Detector
+from components.evaluation.detector import Detector
 from components.evaluation.drawing import draw_pictures
-from components.evaluation.geneval import found, score_image
+from components.evaluation.geneval import score_image
 from components.scenes.world import World
 
 BATCH = 16  # pictures drawn at once by each process
@@ -29,7 +29,6 @@ class Judged:
     image: Image.Image
     correct: bool
     reason: str
-    share: float  # of the prompt's clauses that are met, see `clause_share`
 
 
 def training_prompts(world: World) -> list[Metadata]:
@@ -83,23 +82,6 @@ def cover(
     return chosen
 
 
-def clause_share(metadata: Metadata, detections: Detections) -> float:
-    """How much of a prompt is met, in [0, 1], to rank pictures that GenEval calls equal.
-
-    Mean over the include clauses of found / asked: objects of the class, and for half of it of
-    the colour too if one is asked for; more than asked for counts as much less. Positions are
-    left to GenEval.
-    """
-    shares, objects = [], found(metadata, detections)
-    for clause in metadata["include"]:
-        items, asked = objects.get(clause["class"], []), int(clause["count"])
-        counts = [len(items)]
-        if "color" in clause:
-            counts.append(sum(item[5] == clause["color"] for item in items))
-        shares.append(np.mean([max(0.0, 1.0 - abs(n - asked) / asked) for n in counts]))
-    return float(np.mean(shares)) if shares else 0.0
-
-
 def draw_and_judge(
     model: Path,
     detector: Detector,
@@ -123,5 +105,4 @@ def draw_and_judge(
     for (i, metadata), seed, image in zip(jobs, seeds, drawn, strict=True):
         detections = detector.detect(image)
         correct, reason = score_image(metadata, detections)
-        share = clause_share(metadata, detections)
-        yield Judged(i, metadata, seed, image, bool(correct), reason, share)
+        yield Judged(i, metadata, seed, image, bool(correct), reason)
