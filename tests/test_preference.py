@@ -14,7 +14,7 @@ from PIL import Image
 from components.errors import UserError
 from components.evaluation.compare import verdict
 from components.feedback.pair_set import PairSet
-from components.feedback.pairs import Judged, draw_pairs, make_pairs, split
+from components.feedback.pairs import Answered, draw_pairs, make_pairs, split
 from components.feedback.pictures import cover
 from components.model.djepa import DJEPA
 from components.model.lora import LoraMixin
@@ -56,7 +56,7 @@ MARGIN, EACH = 0.02, 3
 def judged(prompt, answers, seed=0, tag="colors"):
     metadata = {"prompt": f"a photo of {prompt}", "tag": tag, "include": []}
     image = Image.fromarray(np.full((16, 16, 3), 40 * seed % 255, np.uint8))
-    return Judged(metadata, seed, image, answers, "" if answers[0] else "why")
+    return Answered(metadata, seed, image, answers, "" if answers[0] else "why")
 
 
 RIGHT, WRONG = (1.0, 1.0, 0.0, 0.9), (0.0, 0.5, 0.0, 0.9)

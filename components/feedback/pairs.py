@@ -66,7 +66,7 @@ class Tally:
 
 
 @dataclass
-class Judged:
+class Answered:
     """A picture that the model drew, and the judge's word on it (components/evaluation/compare)."""
 
     metadata: Metadata
@@ -94,7 +94,7 @@ def judge(model: Path, encoded_dir: Path, params: dict[str, Any], tally: Tally) 
     for i, (metadata, image) in enumerate(zip(wanted, drawn, strict=True)):
         blobs = detector.blobs(image)
         _, reason = score_image(metadata, as_detections(blobs))
-        judged.append(Judged(metadata, FIRST_SEED + i, image, answers(metadata, blobs), reason))
+        judged.append(Answered(metadata, FIRST_SEED + i, image, answers(metadata, blobs), reason))
     correct = float(np.mean([picture.answers[0] for picture in judged]))
     tally.figures |= {"pictures": len(judged), "correct": correct}
     yield from make_pairs(judged, float(settings["realism_margin"]), int(settings["each"]))
@@ -143,14 +143,14 @@ def draw_to_rate(model: Path, encoded_dir: Path, out: Path, params: Mapping[str,
     return f"{out}/a and {out}/b: {len(prompts) * each} pictures each, of {len(prompts)} prompts"
 
 
-def make_pairs(judged: Sequence[Judged], margin: float, each: int) -> list[Pair]:
+def make_pairs(judged: Sequence[Answered], margin: float, each: int) -> list[Pair]:
     """Pair a prompt's pictures, best with worst, second best with second worst, `each` at most.
 
     Better is what the judge's first question that differs says: adherence, coherence, then realism
     if it differs by more than `margin`. Pictures that are the same to it are not paired; each
     picture is used once.
     """
-    groups: dict[str, list[Judged]] = {}
+    groups: dict[str, list[Answered]] = {}
     for picture in judged:
         groups.setdefault(picture.metadata["prompt"], []).append(picture)
     pairs = []

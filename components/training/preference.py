@@ -1,8 +1,9 @@
 """The stage dpo: direct preference optimisation (paper, section 4; Diffusion-DPO).
 
 The paper gives neither pairs nor settings. Here a pair is two pictures of one prompt, by
-default the model's own that GenEval tells apart. Training stops, and goes back to the best step,
-when held-out pairs are told apart no better or before the winners themselves are drawn worse.
+default the model's own that the judge of win rates tells apart. Training stops, and goes back to
+the best step, when held-out pairs are told apart no better or before the winners themselves are
+drawn worse.
 """
 
 import shutil
