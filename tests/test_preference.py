@@ -210,6 +210,14 @@ def tuning(folder, tracker=None, kind="whole", pipe=None, **dpo):
     return Tuning(policy_of(kind, pipe), pair_set(), params, folder, tracker or Tracker())
 
 
+def test_the_rate_rises_to_lr_and_falls_to_nothing_at_the_last_step(tmp_path):
+    run, rates = tuning(tmp_path / "s", steps=8, warmup=2), []
+    for run.step in range(8):
+        run._train_step()
+        rates.append(run.optimizer.param_groups[0]["lr"] / 1e-3)
+    assert rates == pytest.approx([1 / 2, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
+
+
 def errors_of(run, pairs, rows, draw):
     """All four errors: the winners' and losers' of the model and of its reference."""
     with torch.no_grad(), run.policy.reference() as reference:
