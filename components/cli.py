@@ -136,6 +136,31 @@ app.command()(winrate)
 
 
 @app.command()
+def compare(
+    parents: Annotated[
+        list[str] | None,
+        typer.Argument(help="Runs in MLflow by id or name; none for all of --family"),
+    ] = None,
+    family: Annotated[
+        str | None, typer.Option(help="Look among the runs of this family only, e.g. demo")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for tables and plots")] = Path(
+        "reports/compare"
+    ),
+) -> None:
+    """Put runs of the pipeline, or groups of an ablation, beside one another: tables and plots."""
+    from components.comparison.compare import write_comparison
+    from components.comparison.parents import read_parents
+    from components.errors import UserError
+    from components.tracking import _client
+
+    if not parents and family is None:
+        raise UserError("Say what to compare: `djepa compare RUN RUN …` or `--family FAMILY`.")
+    print(write_comparison(read_parents(_client(), parents or [], family), out))
+    print(f"{out / 'compare.html'} has the plots too")
+
+
+@app.command()
 def never_drawn(
     state: Annotated[Path, typer.Argument(help="A training state, e.g. states/r1")],
     encoded: Annotated[Path, typer.Option(help="The encoded set")] = Path("encoded"),

@@ -82,14 +82,18 @@ def prepare(first: Experiment, parent: str) -> None:
 
 
 @task(cache_policy=NO_CACHE, task_run_name="group {experiment.group}, seed {experiment.seed}")
-def one(experiment: Experiment, before: Sequence[Experiment], parent: str) -> Result:
+def one(
+    experiment: Experiment, before: Sequence[Experiment], params: dict[str, Any], parent: str
+) -> Result:
     """Run one group with one seed, or find that it has run; its figures go to its own run.
 
-    before: the finished experiments that it goes on from, the first one first.
+    before: the finished experiments that it goes on from, the first one first. params: its own.
     """
     group, seed = experiment.group, experiment.seed
     tags = {"kind": "ablation group", "ablation": group, "seed": str(seed)}
-    tracker = open_run(f"{group}, seed {seed}", tags, parent)
+    tracker = open_run(f"{group} seed {seed}", tags, parent)
+    tracker.log_params(params)
+    tracker.set_tags(experiment.about(params))
     status = "FAILED"
     try:
         if commit_of(experiment.name) is None:
@@ -97,8 +101,8 @@ def one(experiment: Experiment, before: Sequence[Experiment], parent: str) -> Re
         else:
             get_run_logger().info("%s is there", experiment.name)
         result = experiment.result()
-        tracker.log_metrics(result.figures())
-        tags = {"dvc.experiment": experiment.name}
+        tracker.log_metrics(result.figures() | experiment.tasks())
+        tags = {}
         # Scores by images seen along the whole path: MLflow draws groups into one chart, and the
         # runs of the stages are named, also of those that another group ran.
         for each in (*before, experiment):
@@ -167,12 +171,14 @@ def ablation(
     data()
     threads = max(1, (os.cpu_count() or 1) // at_once)
     made = _experiments(jobs, own, params, threads)
-    key = hash_of([sorted(own), git("rev-parse", "HEAD"), load()["data"]])
-    parent = open_run(f"ablation {scale}", {"kind": "ablation", "ablation.key": key})
+    # What a run has as a parameter cannot change: other code or parameters are other runs.
+    code = [git("rev-parse", "HEAD"), git("diff", "HEAD")]
+    key = hash_of([sorted(own), code, load()["data"]])
+    parent = open_run(f"Table 4 at scale {scale}", {"kind": "ablation", "ablation.key": key})
     status = "KILLED"
     try:
         prepare(made[jobs[0]], parent.run_id)
-        results, failed = _run_all(made, parent.run_id, at_once, started, hours)
+        results, failed = _run_all(made, params, parent.run_id, at_once, started, hours)
         status = "FAILED" if failed else "FINISHED"
         if results:
             about = {"scale": scale, "seeds": seeds, "overrides": " ".join(overrides)}
@@ -191,7 +197,12 @@ def ablation(
 
 
 def _run_all(
-    made: dict[Job, Experiment], parent: str, at_once: int, started: float, hours: float | None
+    made: dict[Job, Experiment],
+    params: dict[str, dict[str, Any]],
+    parent: str,
+    at_once: int,
+    started: float,
+    hours: float | None,
 ) -> tuple[list[Result], list[BaseException]]:
     """Run each experiment once the one it goes on from is done, so many at a time."""
     waiting: list[Job] = list(made)
@@ -215,6 +226,7 @@ def _run_all(
                         {
                             "experiment": made[job],
                             "before": [made[job[0], name] for name in path(job[1])[:-1]],
+                            "params": params[job[1]] | {"seed": job[0]},
                             "parent": parent,
                         },
                     )
