@@ -73,7 +73,7 @@ def read_parents(client: Any, names: Sequence[str], family: str | None) -> list[
 def _families(client: Any) -> dict[str, str]:
     """Experiment ids by family, the one used last first."""
     found = client.search_experiments(
-        filter_string=f"name LIKE '{FAMILY}%'", order_by=["last_update_time DESC"]
+        filter_string=f"name LIKE '{FAMILY.rstrip('-')}%'", order_by=["last_update_time DESC"]
     )
     return {each.name.removeprefix(FAMILY): each.experiment_id for each in found}
 
