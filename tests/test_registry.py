@@ -95,6 +95,7 @@ def test_each_critic_is_one_version_that_names_its_dvc_hash(here: Path) -> None:
 
 def test_a_critic_made_elsewhere_is_registered_without_a_run(here: Path) -> None:
     train("r1")
+    sending.main(queue())
     for note in (here / "home" / "stage-runs").iterdir():
         note.unlink()
     locked(r1="aa.dir")
