@@ -152,11 +152,13 @@ def compare(
     from components.comparison.compare import write_comparison
     from components.comparison.parents import read_parents
     from components.errors import UserError
-    from components.tracking import _client
+    from components.runs import client
+    from components.tracking import wait_sent
 
     if not parents and family is None:
         raise UserError("Say what to compare: `djepa compare RUN RUN …` or `--family FAMILY`.")
-    print(write_comparison(read_parents(_client(), parents or [], family), out))
+    wait_sent()
+    print(write_comparison(read_parents(client(), parents or [], family), out))
     print(f"{out / 'compare.html'} has the plots too")
 
 
@@ -185,9 +187,12 @@ def summary() -> None:
 def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1")] = 5000) -> None:
     """Open the MLflow UI on this project's runs (127.0.0.1; Ctrl-C stops it)."""
     from components.home import djepa_home
-    from components.tracking import runs_page, store
+    from components.runs import runs_pages
+    from components.tracking import store, wait_sent
 
-    print(f"MLflow: {runs_page(port)}", flush=True)
+    wait_sent()
+    for words, address in runs_pages(port):
+        print(f"MLflow: {address} ({words})", flush=True)
     print("Prefect: `prefect server start`, then http://127.0.0.1:4200", flush=True)
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
@@ -204,8 +209,9 @@ def main() -> None:
         sentence = explain(error)
         if sentence is None:
             raise
+        code = say("djepa", sentence, error)
     # Out here nothing holds the error's frames, and libraries can let go of what they opened.
-    sys.exit(say("djepa", sentence))
+    sys.exit(code)
 
 
 if __name__ == "__main__":

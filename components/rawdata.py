@@ -109,12 +109,6 @@ def _refuse_changed() -> None:
         )
 
 
-def recorded_hash() -> str:
-    """DVC's hash of the raw pictures as data.dvc records it, `none` where it records none."""
-    outs = _record().get("outs", [{}])
-    return str(outs[0].get("md5", "none"))
-
-
 def check_recorded(params: Mapping[str, Any]) -> None:
     """Refuse to go on from raw pictures that nobody accepted.
 

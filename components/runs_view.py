@@ -75,6 +75,15 @@ def experiment_note(family: str) -> str:
 """
 
 
+def pipeline_note(params: Mapping[str, Any]) -> str:
+    """What the parent run of a pipeline says of itself, in Markdown."""
+    return (
+        f"The pipeline at scale {params['scale']}, ablation {params['ablation']}, seed "
+        f"{params['seed']}: `dvc repro` at the tag `git.commit`, with this run's parameters. Its "
+        "stages are the runs below; the tags `child.STAGE` name those too that had run before."
+    )
+
+
 def stage_note(name: str, desc: str) -> str:
     """What a stage's run says of itself, in Markdown.
 
@@ -173,9 +182,9 @@ def describe_experiment(client: Any, experiment_id: str, family: str) -> None:
 
 
 def view_page(experiment_id: str, view: str) -> str:
-    """Where a view is, after the server's address."""
+    """Where a view is, below the address of all experiments."""
     mode = VIEWS[view][1]
     return (
-        f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+        f"{experiment_id}/runs?workflowType=machine_learning"
         f"&viewStateShareKey={view}&compareRunsMode={mode}"
     )

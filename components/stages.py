@@ -19,8 +19,9 @@ from components.compose import load
 from components.errors import UserError
 from components.files import hash_of
 from components.home import djepa_home
-from components.processes import launched
-from components.tracking import Tracker, complete_parent, remember, stage_run
+from components.processes import launched, only_one
+from components.runs_view import stage_note
+from components.tracking import Tracker, complete_parent, remember, stage_run, wait_sent
 
 CURATED, ENCODED = Path("curated"), Path("encoded")
 MODELS, STATES, METRICS = Path("models"), Path("states"), Path("metrics")
@@ -86,7 +87,14 @@ def _train(call: Call, phase: str, name: str, init: Path | None, critic: Path | 
         call.params,
         call.tracker,
     )
+    _card(call, name)
     return metrics
+
+
+def _card(call: Call, name: str) -> None:
+    """Keep what describes a model with its run: a registered version shows it."""
+    for file in ("README.md", "model_index.json"):
+        call.tracker.log_artifact(MODELS / name / file, "model")
 
 
 def _phase1(call: Call) -> Path:
@@ -145,6 +153,7 @@ def _dpo(call: Call) -> Path:
         call.params,
         call.tracker,
     )
+    _card(call, "dpo")
     return metrics
 
 
@@ -172,7 +181,6 @@ def _report(call: Call) -> Path:
     from components.evaluation.report import report
 
     report(METRICS, REPORTS / "run", PLOTS, call.params, call.tracker)
-    complete_parent(call.tracker, METRICS)
     return REPORTS / "run" / "summary.json"
 
 
@@ -305,10 +313,17 @@ def run_stage(stage: str) -> None:
         STAGES[base](Call(key, params, Tracker(), resume))
         return
     started = time.monotonic()
-    print(f"{stage}: started", flush=True)
-    with stage_run(stage, params, part) as tracker:
-        metrics = STAGES[base](Call(key, params, tracker, resume))
-        seconds = time.monotonic() - started
-        tracker.log_metrics({"seconds": seconds})
-        remember(stage, metrics, tracker, seconds)
+    with only_one(resume.with_suffix(".lock"), f"The stage {stage}"):
+        print(f"{stage}: started", flush=True)
+        with stage_run(stage, params, part) as tracker:
+            note = stage_note(name, definition(stage).get("desc", ""))
+            tracker.set_tags({"mlflow.note.content": note})
+            metrics = STAGES[base](Call(key, params, tracker, resume))
+            seconds = time.monotonic() - started
+            tracker.log_metrics({"seconds": seconds})
+            remember(stage, metrics, tracker, seconds)
+            if base == "report":
+                complete_parent(tracker, METRICS, params)
+    if base == "report":  # the end of the graph: what it made can be looked at now
+        wait_sent()
     print(f"{stage}: done in {seconds:.1f} s", flush=True)

@@ -18,7 +18,8 @@ from components.errors import UserError, explain, say
 from components.evaluation.ablation import GROUPS, Result, path
 from components.files import hash_of
 from components.home import checkout
-from components.tracking import open_run, recall
+from components.runs import open_run
+from components.tracking import recall, wait_sent
 from flows.command import StageFailed, command
 from flows.experiments import Experiment, commit_of, git
 from flows.pipeline import data, stop_all
@@ -65,7 +66,8 @@ def _experiments(
         digest = hash_of([*code, params[group] | {"seed": seed}])[:8]
         name = f"{params[group]['scale']}-{group}-{seed}-{digest}"
         settings = (*own, f"ablation={group}", f"seed={seed}")
-        made[seed, group] = Experiment(group, seed, name, settings, threads)
+        family = params[group]["family"]
+        made[seed, group] = Experiment(family, group, seed, name, settings, threads)
     return made
 
 
@@ -91,7 +93,7 @@ def one(
     """
     group, seed = experiment.group, experiment.seed
     tags = {"kind": "ablation group", "ablation": group, "seed": str(seed)}
-    tracker = open_run(f"{group} seed {seed}", tags, parent)
+    tracker = open_run(experiment.family, f"{group} seed {seed}", tags, parent)
     tracker.log_params(params)
     tracker.set_tags(experiment.about(params))
     status = "FAILED"
@@ -101,6 +103,7 @@ def one(
         else:
             get_run_logger().info("%s is there", experiment.name)
         result = experiment.result()
+        wait_sent()  # the stages' runs have their ids then
         tracker.log_metrics(result.figures() | experiment.tasks())
         tags = {}
         # Scores by images seen along the whole path: MLflow draws groups into one chart, and the
@@ -174,7 +177,8 @@ def ablation(
     # What a run has as a parameter cannot change: other code or parameters are other runs.
     code = [git("rev-parse", "HEAD"), git("diff", "HEAD")]
     key = hash_of([sorted(own), code, load()["data"]])
-    parent = open_run(f"Table 4 at scale {scale}", {"kind": "ablation", "ablation.key": key})
+    tags = {"kind": "ablation", "ablation.key": key}
+    parent = open_run(made[jobs[0]].family, f"Table 4 at scale {scale}", tags)
     status = "KILLED"
     try:
         prepare(made[jobs[0]], parent.run_id)

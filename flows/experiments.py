@@ -14,7 +14,7 @@ from typing import Any
 
 from components.errors import UserError
 from components.evaluation.ablation import COMPARED, GROUPS, Result
-from components.rawdata import recorded_hash
+from components.registry import raw_hash
 from flows.pipeline import run
 
 # DVC puts an experiment aside in the workspace, then takes what was put aside last: two that start
@@ -27,10 +27,12 @@ _reading = threading.Lock()
 class Experiment:
     """One group with one seed.
 
-    name: of the experiment, the same exactly where code, parameters and data are the same.
+    family: the experiment in MLflow. name: of the experiment in DVC, the same exactly where code,
+    parameters and data are the same.
     settings: overrides of the parameter tree. threads: of each of its processes.
     """
 
+    family: str
     group: str
     seed: int
     name: str
@@ -72,7 +74,7 @@ class Experiment:
         return {
             "scale": params["scale"],
             "git.commit": git("rev-parse", "HEAD"),
-            "data.hash": recorded_hash(),
+            "data.hash": raw_hash(),
             "dvc.experiment": self.name,
             "mlflow.note.content": (
                 f"Group {self.group} of the paper's Table 4{goes_on}. Feedback: {group.feedback}. "

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from components.errors import UserError
-from components.runs_view import FAMILY
+from components.runs import families
 
 PIPELINE, GROUP, ABLATION = "pipeline", "ablation group", "ablation"  # the tag `kind`
 SCORES = ("by_images/geneval.overall", "by_images/geneval.all.overall")  # of the parent itself
@@ -53,14 +53,14 @@ def read_parents(client: Any, names: Sequence[str], family: str | None) -> list[
     Raises:
         UserError: no such family or run, or a name that several runs have.
     """
-    families = _families(client)
+    known = families(client)
     if family is not None:
-        if family not in families:
-            there = f"there are {', '.join(families)}" if families else "there are none yet"
+        if family not in known:
+            there = f"there are {', '.join(known)}" if known else "there are none yet"
             raise UserError(f"There is no family {family!r} of runs: {there}.")
-        families = {family: families[family]}
-    runs = _search(client, families.values(), "tags.kind != 'stage'")
-    named = {key: value for value, key in families.items()}
+        known = {family: known[family]}
+    runs = _search(client, known.values(), "tags.kind != 'stage'") if known else []
+    named = {identifier: name for name, identifier in known.items()}
     chosen = [_named(name, runs, named) for name in names] if names else runs
     found: dict[str, Any] = {}
     for run in chosen:
@@ -68,14 +68,6 @@ def read_parents(client: Any, names: Sequence[str], family: str | None) -> list[
         for each in below if run.data.tags["kind"] == ABLATION else [run]:
             found[each.info.run_id] = each
     return [_parent(client, run, named[run.info.experiment_id]) for run in found.values()]
-
-
-def _families(client: Any) -> dict[str, str]:
-    """Experiment ids by family, the one used last first."""
-    found = client.search_experiments(
-        filter_string=f"name LIKE '{FAMILY.rstrip('-')}%'", order_by=["last_update_time DESC"]
-    )
-    return {each.name.removeprefix(FAMILY): each.experiment_id for each in found}
 
 
 def _search(client: Any, experiments: Any, words: str) -> list[Any]:
