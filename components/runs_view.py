@@ -8,6 +8,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from components.files import hash_of
+
 FAMILY = "djepa-"  # an experiment's name is this and its family
 CHARTS, TABLE = "CHART", "TABLE"  # MLflow's names of the two ways to see a view
 
@@ -19,7 +21,7 @@ COLUMNS = {
     "metrics.`geneval.all.overall`": 150,
     "metrics.`win_rate`": 90,
     "metrics.`images`": 80,
-    "tags.`ablation`": 90,
+    "tags.`group`": 110,
     "tags.`seed`": 70,
     "tags.`scale`": 90,
     "tags.`git.commit`": 110,
@@ -55,6 +57,16 @@ def run_name(params: Mapping[str, Any]) -> str:
     return f"{params['scale']}{group} seed {params['seed']}"
 
 
+def group_name(params: Mapping[str, Any], commit: str, data: str) -> str:
+    """What runs have in common that differ by their seed alone: `C 1f3c`, without one `demo 88a0`.
+
+    The digits tell apart what differs in other parameters, in code or in raw pictures.
+    """
+    same = {name: value for name, value in params.items() if name != "seed"}
+    name = params["scale"] if params["ablation"] == "none" else params["ablation"]
+    return f"{name} {hash_of([same, commit, data])[:4]}"
+
+
 def experiment_note(family: str) -> str:
     """What the page of a family's experiment says above its runs, in Markdown."""
     return f"""\
@@ -62,6 +74,8 @@ def experiment_note(family: str) -> str:
 
 - A row is a run of the pipeline (`demo seed 0`) or one group and seed of an ablation (`C seed 0`).
   Below it are the stages that ran for it; the tags `child.STAGE` name those that had run before.
+- Runs of one `group` differ by their seed alone. The digits after its name tell apart what differs
+  in other parameters, in code or in raw pictures.
 - `geneval.overall`: share of pictures right by GenEval's rules, mean of six tasks, on combinations
   held out of training. `geneval.stderr`: its standard error over prompts. `geneval.chance`: the
   same pictures under other prompts; a score as low as this shows nothing.
@@ -151,9 +165,9 @@ def _state(search: str, sections: Sections, groups: Sequence[str]) -> dict[str, 
 
 
 VIEWS = {
-    "groups": ("Mean over seeds", CHARTS, _state(COMPARED, SCORES, ["ablation"])),
+    "groups": ("Mean over seeds", CHARTS, _state(COMPARED, SCORES, ["group"])),
     "runs": ("One row a run", TABLE, _state(COMPARED, SCORES, [])),
-    "losses": ("Losses", CHARTS, _state(TRAINED, LOSSES, ["ablation", "stage"])),
+    "losses": ("Losses", CHARTS, _state(TRAINED, LOSSES, ["group", "stage"])),
 }
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from components.errors import UserError
 from components.evaluation.ablation import COMPARED, GROUPS, Result
 from components.registry import raw_hash
+from components.runs_view import group_name
 from flows.pipeline import run
 
 # DVC puts an experiment aside in the workspace, then takes what was put aside last: two that start
@@ -70,11 +71,13 @@ class Experiment:
     def about(self, params: Mapping[str, Any]) -> dict[str, str]:
         """The tags of its run in MLflow that say what it is."""
         group = GROUPS[self.group]
+        commit, data = git("rev-parse", "HEAD"), raw_hash()
         goes_on = f", goes on from {group.follows}" if group.follows else ""
         return {
             "scale": params["scale"],
-            "git.commit": git("rev-parse", "HEAD"),
-            "data.hash": raw_hash(),
+            "git.commit": commit,
+            "data.hash": data,
+            "group": group_name(params, commit, data),
             "dvc.experiment": self.name,
             "mlflow.note.content": (
                 f"Group {self.group} of the paper's Table 4{goes_on}. Feedback: {group.feedback}. "

@@ -15,10 +15,11 @@ from components.comparison.rows import differing, rows_of
 from components.errors import UserError
 from components.headline import SHARED, compared_model, headline
 from components.runs import client, experiment, open_run, runs_pages
-from components.runs_view import COLUMNS, VIEWS
+from components.runs_view import COLUMNS, VIEWS, group_name
 from components.scenes.tasks import TASKS
 
 COMMIT = {"git.commit": "0123456789abcdef", "data.hash": "fedcba98.dir", "scale": "micro"}
+ABOUT = {"scale": "micro", "ablation": "none", "seed": 0, "depth": 4}
 MEANS = {"A": 0.1, "C": 0.3}
 
 
@@ -141,6 +142,7 @@ def test_no_run_at_all_says_how_to_have_one(above: str) -> None:
 
 def made_up(run: str, seed: int = 0, **params: Any) -> Parent:
     tags = COMMIT | {"seed": str(seed), "ablation": "none"}
+    tags["group"] = group_name(ABOUT | params, "commit", "data")
     return Parent(run, f"micro seed {seed}", "micro", "FINISHED", tags,
                   {name: str(value) for name, value in params.items()} | {"seed": str(seed)},
                   {"geneval.overall": 0.2})  # fmt: skip
@@ -149,9 +151,20 @@ def made_up(run: str, seed: int = 0, **params: Any) -> Parent:
 def test_what_differs_in_more_than_its_seed_is_a_row_of_its_own() -> None:
     rows, left = rows_of([made_up("a"), made_up("b", seed=1), made_up("c", depth=6)])
     assert [len(row.parents) for row in rows] == [2, 1] and not left
+    assert [row.name for row in rows] == ["micro", "micro seed 0"]
     rows, left = rows_of([made_up("first"), made_up("again")])
     assert [parent.run for parent in rows[0].parents] == ["again"]
     assert "was run again" in left[0]
+
+
+def test_rows_of_one_name_are_told_apart_by_their_group() -> None:
+    rows, _ = rows_of([made_up("a"), made_up("b", depth=6)])
+    assert len({row.name for row in rows}) == 2
+    same = group_name(ABOUT, "commit", "data")
+    assert same == group_name(ABOUT | {"seed": 7}, "commit", "data")
+    others = [(ABOUT | {"depth": 6}, "commit", "data"), (ABOUT, "other", "data")]
+    assert same not in [group_name(*each) for each in others]
+    assert group_name(ABOUT | {"ablation": "C"}, "commit", "data").startswith("C ")
 
 
 def test_many_parameters_that_differ_are_a_table_of_their_own() -> None:

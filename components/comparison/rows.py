@@ -1,7 +1,7 @@
 """Parents that differ by their seed alone are one row: means over seeds, and what differs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -103,7 +103,11 @@ def rows_of(parents: Sequence[Parent]) -> tuple[list[Row], list[str]]:
         if len(ordered) > 1:
             name = name.removesuffix(f" seed {ordered[0].tags['seed']}")
         rows.append(Row(name, ordered))
-    return rows, left
+    names = [row.name for row in rows]
+    # The tag `group` tells rows of one name apart.
+    return [
+        row if names.count(row.name) == 1 else replace(row, name=row.tag("group")) for row in rows
+    ], left
 
 
 def _number(seed: str) -> tuple[int, str]:
