@@ -9,9 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from components.files import read_json
+from components.files import read_json, read_yaml
 
 CRITIC, MODEL = "critic", "model"  # the registered models
 NEWEST = "newest"  # the alias of the version registered last; MLflow keeps `latest` to itself
@@ -29,7 +27,7 @@ def recorded(root: Path = Path()) -> dict[str, dict[str, Any]]:
     lock = root / "dvc.lock"
     if not lock.is_file():
         return {}
-    stages = yaml.safe_load(lock.read_text())["stages"]
+    stages = read_yaml(lock)["stages"]
     return {out["path"]: out for entry in stages.values() for out in entry.get("outs", [])}
 
 
@@ -42,7 +40,7 @@ def versions(root: Path = Path()) -> list[Entry]:
     outs = recorded(root)
     if not outs:
         return []
-    params = yaml.safe_load((root / "params.yaml").read_text())
+    params = read_yaml(root / "params.yaml")
     rounds = params["feedback"]["rounds"]
     found = {name: entry for name in rounds if (entry := _critic(name, outs, root))}
     model = _model(params, outs, {name: entry["digest"] for name, entry in found.items()}, root)
@@ -93,7 +91,7 @@ def _model(
             used.append(f"{step}={critics[step]}")
         step = rounds[step]["model"]
     digest = outs[f"models/{name}"]["md5"]
-    data = yaml.safe_load((root / "data.dvc").read_text())["outs"][0]["md5"]
+    data = read_yaml(root / "data.dvc")["outs"][0]["md5"]
     lineage = ", ".join(reversed(used)) or "none"
     said = f"{params['scale']}, ablation {params['ablation']}, seed {params['seed']}"
     entry = {
