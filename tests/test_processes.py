@@ -94,9 +94,9 @@ def test_only_one_process_is_at_a_stage_until_it_ends_or_is_killed(tmp_path: Pat
     )
     try:
         assert holder.stdout is not None and holder.stdout.readline()
-        with pytest.raises(Busy, match=rf"phase1 is being run by process {holder.pid} in {ROOT}"):
-            with only_one(lock, "The stage phase1"):
-                pass
+        said = rf"phase1 is being run by process {holder.pid} in {ROOT}"
+        with pytest.raises(Busy, match=said), only_one(lock, "The stage phase1"):
+            pass
     finally:
         holder.kill()
         holder.wait()
