@@ -9,9 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from components.files import read_json
+from components.files import read_json, read_yaml
 from components.runs_view import run_name
 
 CRITIC, MODEL = "critic", "model"  # the registered models
@@ -30,14 +28,14 @@ def recorded(root: Path = Path()) -> dict[str, dict[str, Any]]:
     lock = root / "dvc.lock"
     if not lock.is_file():
         return {}
-    stages = yaml.safe_load(lock.read_text())["stages"]
+    stages = read_yaml(lock)["stages"]
     return {out["path"]: out for entry in stages.values() for out in entry.get("outs", [])}
 
 
 def raw_hash(root: Path = Path()) -> str:
     """DVC's hash of the raw pictures as data.dvc has it, `none` where there is no data.dvc."""
     record = root / "data.dvc"
-    return str(yaml.safe_load(record.read_text())["outs"][0]["md5"]) if record.is_file() else "none"
+    return str(read_yaml(record)["outs"][0]["md5"]) if record.is_file() else "none"
 
 
 def versions(root: Path = Path()) -> list[Entry]:
@@ -49,7 +47,7 @@ def versions(root: Path = Path()) -> list[Entry]:
     outs = recorded(root)
     if not outs:
         return []
-    params = yaml.safe_load((root / "params.yaml").read_text())
+    params = read_yaml(root / "params.yaml")
     rounds = params["feedback"]["rounds"]
     found = {name: entry for name in rounds if (entry := _critic(name, outs, root))}
     model = _model(params, outs, {name: entry["digest"] for name, entry in found.items()}, root)

@@ -13,11 +13,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import yaml
-
 from components.compose import load
 from components.errors import UserError
-from components.files import hash_of
+from components.files import hash_of, read_yaml
 from components.home import djepa_home
 from components.processes import launched, only_one
 from components.runs_view import stage_note
@@ -205,7 +203,7 @@ TOGETHER = ("phase1", "phase2")  # the stages that torchrun may run in several p
 def definition(stage: str) -> dict[str, Any]:
     """What dvc.yaml says of a stage, with its name there as `name`; `foreach` gives its `do`."""
     base, _, key = stage.partition("@")
-    stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
+    stages = read_yaml(Path("dvc.yaml"))["stages"]
     if f"{base}-{key}" in stages:
         return {"name": f"{base}-{key}", **stages[f"{base}-{key}"]}
     entry = stages.get(base, {})
@@ -235,7 +233,7 @@ def _inputs(stage: str, params: Mapping[str, Any]) -> dict[str, str]:
         return {}
     outs = {
         out["path"]: out["md5"]
-        for entry in yaml.safe_load(lock.read_text())["stages"].values()
+        for entry in read_yaml(lock)["stages"].values()
         for out in entry.get("outs", [])
     }
     return {path: outs[path] for path in dependencies(stage, params) if path in outs}

@@ -193,7 +193,8 @@ def start_sending() -> None:
         subprocess.Popen(
             [sys.executable, "-m", "components.sending", str(folder)],
             cwd=djepa_home(),  # not in the way of who removes a worktree
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "MLFLOW_TRACKING_URI": store()},
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join(paths), "DJEPA_HOME": str(djepa_home())},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
