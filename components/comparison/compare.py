@@ -61,7 +61,7 @@ def tables_of(rows: Sequence[Row], left: Sequence[str]) -> list[Table]:
     """One table of all, and one of the parameters that differ where they are many."""
     params = differing(rows)
     wide = dict(params) if len(params) <= MOST else {}
-    about = [name for name in ("scale", "git.commit", "data.hash")]
+    about = ("scale", "git.commit", "data.hash")
     columns = ["Run", "seeds", "scale", "commit", "data", *wide]
     columns += ["held-out", "chance", "all", *TASKS, "win rate", "images", "training"]
     cells = []
@@ -96,7 +96,7 @@ def tables_of(rows: Sequence[Row], left: Sequence[str]) -> list[Table]:
     tables = [Table(1, "runs", TITLE, groups, columns, [Section("Runs", cells, ours=False)], notes)]
     if params and not wide:
         body = [[name, *values] for name, values in params.items()]
-        names = ["Parameter", *[f"{row.name} ({row.parents[0].run[:4]})" for row in rows]]
+        names = ["Parameter", *[row.name for row in rows]]
         section = Section("Parameters", body, ours=False)
         title = "Parameters that differ"
         tables.append(Table(2, "parameters", title, [("", len(names))], names, [section], []))

@@ -7,7 +7,7 @@ from typing import Any
 from components.errors import UserError
 from components.runs import families
 
-PIPELINE, GROUP, ABLATION = "pipeline", "ablation group", "ablation"  # the tag `kind`
+ABLATION = "ablation"  # the tag `kind` of a run above groups
 SCORES = ("by_images/geneval.overall", "by_images/geneval.all.overall")  # of the parent itself
 LOSSES = ("by_images/train/loss", "by_images/validation/flow")  # of the stages that trained it
 SHORTEST = 4  # letters of a run id that name a run
@@ -65,6 +65,7 @@ def read_parents(client: Any, names: Sequence[str], family: str | None) -> list[
     found: dict[str, Any] = {}
     for run in chosen:
         below = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == run.info.run_id]
+        below.sort(key=lambda group: group.info.run_name)
         for each in below if run.data.tags["kind"] == ABLATION else [run]:
             found[each.info.run_id] = each
     return [_parent(client, run, named[run.info.experiment_id]) for run in found.values()]
