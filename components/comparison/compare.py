@@ -32,7 +32,7 @@ def write_comparison(parents: Sequence[Parent], folder: Path) -> str:
     rows, left = rows_of(parents)
     if not rows:
         raise UserError(
-            f"There is nothing to compare: {' '.join(left)} "
+            f"There is nothing to compare: {' '.join(left) or 'no run was found.'} "
             "A run has its figures when its last stage has ended: `dvc repro` goes on with one."
         )
     tables = tables_of(rows, left)
