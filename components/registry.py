@@ -68,7 +68,6 @@ def _critic(name: str, outs: Mapping[str, Any], root: Path) -> Entry | None:
         "registered": CRITIC,
         "digest": out["md5"],
         "made": f"critic/{name}",
-        "folder": str(folder.resolve()),
         "tags": {
             "dvc.hash": out["md5"],
             "dvc.path": f"critics/{name}",
@@ -105,7 +104,6 @@ def _model(
         "registered": MODEL,
         "digest": digest,
         "made": f"train/{name}",
-        "folder": str((root / "models" / name).resolve()),
         "tags": {
             "dvc.hash": digest,
             "dvc.path": f"models/{name}",
@@ -142,7 +140,7 @@ def register(
         client: an MLflow client.
         entries: what `versions` found.
         run_of: the MLflow run that made the metrics of this name; None where it was made on
-            another machine: such a version has no run, and its files are the DVC output's.
+            another machine: such a version has no run, and its source names the DVC output.
         tags: for every version, e.g. the git commit.
 
     A version's source is a folder among the run's artifacts, with what describes it. Its tags
@@ -158,7 +156,7 @@ def register(
             if run is not None:
                 source = f"{client.get_run(run).info.artifact_uri.rstrip('/')}/{name}"
             else:
-                source = Path(entry["folder"]).as_uri()
+                source = f"dvc:///{entry['tags']['dvc.path']}"
             known[name][digest] = client.create_model_version(
                 name,
                 source,

@@ -309,8 +309,8 @@ def remember(stage: str, metrics: Path, tracker: QueuedTracker, seconds: float) 
 
 
 def amend(digest: str, note: Mapping[str, Any], run: str) -> None:
-    """Put the run's id to a note that `remember` made."""
-    write_json(_note(digest), {**note, "run": run})
+    """Put the run's id in this store to a note that `remember` made."""
+    write_json(_note(digest), {**note, "run": run, "store": queue().name})
 
 
 def recall(metrics: bytes) -> dict[str, Any] | None:
@@ -319,9 +319,11 @@ def recall(metrics: bytes) -> dict[str, Any] | None:
 
 
 def noted(digest: str) -> dict[str, Any] | None:
-    """The note for a metrics file with this MD5, or None."""
-    note = _note(digest)
-    return read_json(note) if note.exists() else None
+    """The note for a metrics file with this MD5, or None; a run in another store is none."""
+    if not _note(digest).exists():
+        return None
+    note = read_json(_note(digest))
+    return note if note.get("store") == queue().name else note | {"run": None}
 
 
 def complete_parent(tracker: QueuedTracker, metrics: Path, params: Mapping[str, Any]) -> None:
