@@ -99,6 +99,16 @@ def newest(client: Any, family: str, tags: Mapping[str, str]) -> str | None:
     return found[0].info.run_id if found else None
 
 
+def with_group(client: Any, family: str, tags: Mapping[str, str]) -> dict[str, str]:
+    """The tags, their `group` with digits of its hash where other runs have the name already."""
+    known = newest(client, family, {"group.hash": tags["group.hash"]})
+    if known:
+        return {**tags, "group": client.get_run(known).data.tags["group"]}
+    taken = newest(client, family, {"group": tags["group"]})
+    digits = f" {tags['group.hash'][:4]}" if taken else ""
+    return {**tags, "group": tags["group"] + digits}
+
+
 def open_run(
     family: str, name: str, tags: Mapping[str, str], parent: str | None = None
 ) -> MlflowTracker:

@@ -57,14 +57,11 @@ def run_name(params: Mapping[str, Any]) -> str:
     return f"{params['scale']}{group} seed {params['seed']}"
 
 
-def group_name(params: Mapping[str, Any], commit: str, data: str) -> str:
-    """What runs have in common that differ by their seed alone: `C 1f3c`, without one `demo 88a0`.
-
-    The digits tell apart what differs in other parameters, in code or in raw pictures.
-    """
+def group_tags(params: Mapping[str, Any], commit: str, data: str) -> dict[str, str]:
+    """Tags that runs share which differ by their seed alone: what they are called, and a hash."""
     same = {name: value for name, value in params.items() if name != "seed"}
     name = params["scale"] if params["ablation"] == "none" else params["ablation"]
-    return f"{name} {hash_of([same, commit, data])[:4]}"
+    return {"group": str(name), "group.hash": hash_of([same, commit, data])}
 
 
 def experiment_note(family: str) -> str:
@@ -74,8 +71,8 @@ def experiment_note(family: str) -> str:
 
 - A row is a run of the pipeline (`demo seed 0`) or one group and seed of an ablation (`C seed 0`).
   Below it are the stages that ran for it; the tags `child.STAGE` name those that had run before.
-- Runs of one `group` differ by their seed alone. The digits after its name tell apart what differs
-  in other parameters, in code or in raw pictures.
+- Runs of one `group` differ by their seed alone. Digits after its name (`C 1f3c`) tell apart what
+  differs in other parameters, in code or in raw pictures.
 - `geneval.overall`: share of pictures right by GenEval's rules, mean of six tasks, on combinations
   held out of training. `geneval.stderr`: its standard error over prompts. `geneval.chance`: the
   same pictures under other prompts; a score as low as this shows nothing.

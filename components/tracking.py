@@ -27,7 +27,7 @@ from typing import Any
 from components.files import hash_of, read_json, write_json
 from components.home import djepa_home
 from components.registry import raw_hash, versions
-from components.runs_view import group_name, pipeline_note, run_name
+from components.runs_view import group_tags, pipeline_note, run_name
 
 # The figures that parents are compared by, of all that lie in metrics/.
 FINAL = (
@@ -238,7 +238,7 @@ def _tags(params: Mapping[str, Any]) -> dict[str, str]:
     tags = {
         "git.commit": commit,
         "data.hash": data,
-        "group": group_name(params, commit, data),
+        **group_tags(params, commit, data),
         "dvc.lock": hashlib.md5(lock.read_bytes()).hexdigest() if lock.exists() else "none",
         "scale": str(params["scale"]),
         "ablation": str(params["ablation"]),

@@ -18,7 +18,7 @@ from components.errors import UserError, explain, say
 from components.evaluation.ablation import GROUPS, Result, path
 from components.files import hash_of
 from components.home import checkout
-from components.runs import open_run
+from components.runs import open_run, with_group
 from components.tracking import recall, wait_sent
 from flows.command import StageFailed, command
 from flows.experiments import Experiment, commit_of, git
@@ -95,7 +95,8 @@ def one(
     tags = {"kind": "ablation group", "ablation": group, "seed": str(seed)}
     tracker = open_run(experiment.family, f"{group} seed {seed}", tags, parent)
     tracker.log_params(params)
-    tracker.set_tags(experiment.about(params))
+    about = experiment.about(params)
+    tracker.set_tags(with_group(tracker.client, experiment.family, about))
     status = "FAILED"
     try:
         if commit_of(experiment.name) is None:
@@ -106,14 +107,15 @@ def one(
         wait_sent()  # the stages' runs have their ids then
         tracker.log_metrics(result.figures() | experiment.tasks())
         tags = {}
-        # Scores by images seen along the whole path: MLflow draws groups into one chart, and the
-        # runs of the stages are named, also of those that another group ran.
+        # Scores by images seen along the whole path, and the runs of its stages, also of those that
+        # another group ran. At N, 2N, …: seeds go beyond by parts of a batch, and MLflow takes
+        # means over seeds at equal steps only.
         for each in (*before, experiment):
             model, found = GROUPS[each.group].model, each.result()
             scores = {"overall": found.score, "all.overall": found.all_score}
             tracker.log_metrics(
                 {f"by_images/geneval.{name}": value for name, value in scores.items()},
-                step=found.images,
+                step=GROUPS[each.group].phases * params["training"]["phase1"]["images"],
             )
             for file in (f"train/{model}", f"evaluate/{model}"):
                 note = recall(each.read(file).encode())

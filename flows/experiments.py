@@ -15,7 +15,7 @@ from typing import Any
 from components.errors import UserError
 from components.evaluation.ablation import COMPARED, GROUPS, Result
 from components.registry import raw_hash
-from components.runs_view import group_name
+from components.runs_view import group_tags
 from flows.pipeline import run
 
 # DVC puts an experiment aside in the workspace, then takes what was put aside last: two that start
@@ -77,7 +77,7 @@ class Experiment:
             "scale": params["scale"],
             "git.commit": commit,
             "data.hash": data,
-            "group": group_name(params, commit, data),
+            **group_tags(params, commit, data),
             "dvc.experiment": self.name,
             "mlflow.note.content": (
                 f"Group {self.group} of the paper's Table 4{goes_on}. Feedback: {group.feedback}. "

@@ -14,8 +14,8 @@ from components.comparison.parents import LOSSES, SCORES, Parent, read_parents
 from components.comparison.rows import differing, rows_of
 from components.errors import UserError
 from components.headline import SHARED, compared_model, headline
-from components.runs import client, experiment, open_run, runs_pages
-from components.runs_view import COLUMNS, VIEWS, group_name
+from components.runs import client, experiment, open_run, runs_pages, with_group
+from components.runs_view import COLUMNS, VIEWS, group_tags
 from components.scenes.tasks import TASKS
 
 COMMIT = {"git.commit": "0123456789abcdef", "data.hash": "fedcba98.dir", "scale": "micro"}
@@ -142,7 +142,7 @@ def test_no_run_at_all_says_how_to_have_one(above: str) -> None:
 
 def made_up(run: str, seed: int = 0, **params: Any) -> Parent:
     tags = COMMIT | {"seed": str(seed), "ablation": "none"}
-    tags["group"] = group_name(ABOUT | params, "commit", "data")
+    tags["group"] = group_tags(ABOUT | params, "commit", "data")["group.hash"]
     return Parent(run, f"micro seed {seed}", "micro", "FINISHED", tags,
                   {name: str(value) for name, value in params.items()} | {"seed": str(seed)},
                   {"geneval.overall": 0.2})  # fmt: skip
@@ -157,14 +157,20 @@ def test_what_differs_in_more_than_its_seed_is_a_row_of_its_own() -> None:
     assert "was run again" in left[0]
 
 
-def test_rows_of_one_name_are_told_apart_by_their_group() -> None:
+def test_runs_of_one_name_are_told_apart_by_their_group(above: str) -> None:
     rows, _ = rows_of([made_up("a"), made_up("b", depth=6)])
     assert len({row.name for row in rows}) == 2
-    same = group_name(ABOUT, "commit", "data")
-    assert same == group_name(ABOUT | {"seed": 7}, "commit", "data")
-    others = [(ABOUT | {"depth": 6}, "commit", "data"), (ABOUT, "other", "data")]
-    assert same not in [group_name(*each) for each in others]
-    assert group_name(ABOUT | {"ablation": "C"}, "commit", "data").startswith("C ")
+
+    def tagged(**params: Any) -> str:
+        """The group of a new run in MLflow."""
+        tags = with_group(client(), "other", group_tags(ABOUT | params, "commit", "data"))
+        open_run("other", "x", {"kind": "pipeline", **tags})
+        return tags["group"]
+
+    assert [tagged(), tagged(seed=7), tagged(ablation="C")] == ["micro", "micro", "C"]
+    other = tagged(depth=6)
+    assert other.startswith("micro ") and tagged(depth=6, seed=3) == other
+    assert tagged(seed=8) == "micro"
 
 
 def test_many_parameters_that_differ_are_a_table_of_their_own() -> None:
