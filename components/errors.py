@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 REFUSED = 2  # exit code for what is not a defect of the program; a retry does not help
+BUSY = 75  # exit code where another process runs the very same: wait and try again
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Libraries that write through Rust, C++ or SQLite keep the system's words, not its number.
 FULL_WORDS = ("no space left on device", "disk quota exceeded", "database or disk is full")

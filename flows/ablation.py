@@ -21,7 +21,8 @@ from components.home import checkout
 from components.tracking import open_run, recall
 from flows.command import StageFailed, command
 from flows.experiments import Experiment, commit_of, git
-from flows.pipeline import data, stop_all
+from flows.pipeline import data
+from flows.process import stop_all
 
 try:
     from prefect import flow, get_run_logger, task

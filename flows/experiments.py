@@ -13,7 +13,7 @@ from pathlib import Path
 
 from components.errors import UserError
 from components.evaluation.ablation import COMPARED, GROUPS, Result
-from flows.pipeline import run
+from flows.process import run
 
 # DVC puts an experiment aside in the workspace, then takes what was put aside last: two that start
 # in the same seconds could take each other's.

@@ -1,0 +1,290 @@
+"""Server, deployments and workers on one machine: `make serve`, or `python -m flows.serve`.
+
+Starts a Prefect server on 127.0.0.1, a worker for the pool `cpu` and one a GPU for the pool `gpu`,
+deploys prefect.yaml, and keeps all of it running until Ctrl-C. Prefect itself is in the processes
+that this one starts.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from components.errors import UserError, explain, say
+from components.home import djepa_home
+from flows.guard import PATIENCE, guarded
+from flows.worktree import remove_leftovers
+
+FILE = Path("prefect.yaml")
+HOST = "127.0.0.1"
+START = 180  # seconds that the server may take to answer: its first start makes the database
+EVERY = 10  # seconds between two looks for runs whose process is gone
+REST = 5  # seconds before a process that ended by itself is started again
+ENDING = 2 * PATIENCE + 10  # seconds that running flows get to end their stages
+
+
+class Process:
+    """One program that is kept running; what it prints comes out with its name before it."""
+
+    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self.name, self.command, self.environment = name, command, dict(environment)
+        self.last: deque[str] = deque(maxlen=1)
+        self.start()
+
+    def start(self) -> None:
+        """Start it, in a session of its own: Ctrl-C is for us, who stop it in order."""
+        self.running = subprocess.Popen(
+            guarded(self.command),
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        threading.Thread(target=self._relay, args=(self.running.stdout,), daemon=True).start()
+
+    def _relay(self, lines: Any) -> None:
+        for line in lines:
+            if line.strip():
+                self.last.append(line.strip())
+                print(f"{self.name} | {line.rstrip()}", flush=True)
+
+    def stop(self) -> None:
+        """End it and its group, at the latest after PATIENCE."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(self.running.pid, number)
+                self.running.wait(PATIENCE)
+                return
+            except ProcessLookupError:
+                return
+            except subprocess.TimeoutExpired:
+                continue
+
+
+def gpus() -> list[str]:
+    """The ids of this machine's GPUs, or of those that CUDA_VISIBLE_DEVICES names."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [name.strip() for name in chosen.split(",") if name.strip()]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
+    lines = [line for line in answer.stdout.splitlines() if line.startswith("GPU ")]
+    return [str(number) for number in range(len(lines))]
+
+
+def environment(port: int) -> dict[str, str]:
+    """What server, workers and runs have in their environment."""
+    given = dict(os.environ)
+    given.setdefault("PREFECT_HOME", str(djepa_home() / "prefect"))
+    tools = str(Path(sys.executable).parent)
+    return given | {
+        "DO_NOT_TRACK": "true",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_API_URL": f"http://{HOST}:{port}/api",
+        # A run that was killed with its worker holds its deployment's place no longer than this.
+        "PREFECT_SERVER_CONCURRENCY_INITIAL_DEPLOYMENT_LEASE_DURATION": "60",
+        "PREFECT_RUNNER_AUTO_INSTALL_DEPENDENCIES": "false",
+        "PREFECT_WORKER_QUERY_SECONDS": "5",
+        "PYTHONUNBUFFERED": "1",
+        "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
+    }
+
+
+class Server:
+    """The few questions to the Prefect server that need no import of Prefect."""
+
+    def __init__(self, port: int) -> None:
+        self.api = f"http://{HOST}:{port}/api"
+
+    def ask(self, path: str, body: Any = None) -> Any:
+        """The answer to a GET, or to a POST of `body`; None where there is none."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            f"{self.api}/{path}", data, {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return json.load(answer)
+        except (urllib.error.URLError, OSError):
+            return None
+
+    def crashed(self, run: str) -> None:
+        """Say of a flow run whose process is gone that it is over, if nobody has said it."""
+        found = self.ask(f"flow_runs/{run}")
+        if found and found["state_type"] in ("PENDING", "RUNNING", "CANCELLING"):
+            message = "Its process is gone; finished stages and snapshots are kept: run it again."
+            state = {"type": "CRASHED", "name": "Crashed", "message": message}
+            self.ask(f"flow_runs/{run}/set_state", {"state": state, "force": True})
+
+
+def check(port: int) -> None:
+    """Raises UserError where there is nothing to deploy here, or the port is taken."""
+    if not FILE.is_file():
+        raise UserError(f"There is no {FILE} in {Path.cwd()}: run this in the top folder.")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise UserError(
+                f"Port {port} of {HOST} is taken, perhaps by another `make serve`: stop that one, "
+                f"or choose another port with `make serve PORT={port + 1}`."
+            ) from error
+
+
+def deploy(environment: Mapping[str, str]) -> None:
+    """Deploy prefect.yaml. Raises UserError with Prefect's last words where that fails."""
+    answer = subprocess.run(
+        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
+        env=dict(environment),
+        capture_output=True,
+        text=True,
+    )
+    if answer.returncode:
+        lines = [line.strip(" │\t") for line in (answer.stdout + answer.stderr).splitlines()]
+        last = [line for line in lines if line][-1:]
+        raise UserError(
+            f"Prefect could not deploy {FILE} ({''.join(last) or 'no reason given'}): mend it and "
+            f"run `make serve` again."
+        )
+
+
+def _wait(what: str, done: Callable[[], bool], process: Process, stop: threading.Event) -> None:
+    end = time.monotonic() + START
+    while not done() and not stop.is_set():
+        if process.running.poll() is not None or time.monotonic() > end:
+            last = "".join(process.last) or "it printed nothing"
+            raise UserError(
+                f"{what} did not start ({last}): see what it printed above, mend that and run "
+                f"`make serve` again."
+            )
+        time.sleep(0.2)
+
+
+def workers(environment: Mapping[str, str]) -> list[Process]:
+    """A worker for the pool `cpu` and one for each GPU; without a GPU one takes its work."""
+    found = gpus()
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if found else {}
+    wanted = [("cpu", "cpu", [], hidden)]
+    for gpu in found:
+        wanted.append((f"gpu-{gpu}", "gpu", ["--limit", "1"], {"CUDA_VISIBLE_DEVICES": gpu}))
+    if not found:
+        wanted.append(("gpu-none", "gpu", ["--limit", "1"], {}))
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process"]
+    return [
+        Process(name, [*command, "--pool", pool, "--name", name, *limit], {**environment, **extra})
+        for name, pool, limit, extra in wanted
+    ]
+
+
+def stop_workers(running: Sequence[Process]) -> None:
+    """Stop workers, then wait for their runs, whose stages write their snapshots."""
+    below: set[psutil.Process] = set()
+    for worker in running:
+        below |= _children(worker.running.pid)
+    for worker in running:
+        worker.stop()
+    end = time.monotonic() + ENDING
+    while below and time.monotonic() < end:
+        below |= {child for process in below for child in _children(process.pid)}
+        below = {process for process in below if process.is_running()}
+        time.sleep(0.2)
+    for process in below:
+        process.kill()
+
+
+def _children(pid: int) -> set[psutil.Process]:
+    try:
+        return set(psutil.Process(pid).children(recursive=True))
+    except psutil.NoSuchProcess:
+        return set()
+
+
+def serve(port: int, stop: threading.Event) -> None:
+    """Start everything, say when it is ready, keep it running until `stop`, end all of it.
+
+    Raises UserError where the port is taken, the server does not start or prefect.yaml is wrong.
+    """
+    check(port)
+    shared, server, started = environment(port), Server(port), time.monotonic()
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST]
+    kept = [Process("server", [*command, "--port", str(port)], shared)]
+    try:
+        _wait("The Prefect server", lambda: server.ask("health") is True, kept[0], stop)
+        kept += workers(shared)
+        for worker, pool in ((kept[1], "cpu"), (kept[-1], "gpu")):
+            _wait(
+                f"The worker of the pool {pool}",
+                lambda pool=pool: server.ask(f"work_pools/{pool}") is not None,
+                worker,
+                stop,
+            )
+        if not stop.is_set():
+            deploy(shared)
+            print(
+                f"Ready after {time.monotonic() - started:.0f} s: http://{HOST}:{port} shows runs "
+                f"and deployments. Start a run there, or in another terminal:\n"
+                f"  export PREFECT_API_URL={shared['PREFECT_API_URL']}\n"
+                f"  .venv/bin/prefect deployment run pipeline/full\n"
+                f"Ctrl-C stops all of it; runs end with what they have, the next go on from there.",
+                flush=True,
+            )
+        _keep(kept, server, stop)
+    finally:
+        print("Stopping the runs, the workers and the server", flush=True)
+        stop_workers(kept[1:])
+        kept[0].stop()
+
+
+def _keep(kept: Sequence[Process], server: Server, stop: threading.Event) -> None:
+    """Start again what ended by itself, and tell the server of runs whose process is gone."""
+    looked = 0.0
+    while not stop.wait(1):
+        for process in kept:
+            code = process.running.poll()
+            if code is not None:
+                print(f"{process.name} ended (exit code {code}): starting it again", flush=True)
+                stop.wait(REST)
+                process.start()
+        if time.monotonic() - looked > EVERY:
+            looked = time.monotonic()
+            for run in remove_leftovers():
+                server.crashed(run)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until a signal; what the user can mend is one sentence and exit code 2."""
+    parser = argparse.ArgumentParser("python -m flows.serve", description=__doc__)
+    parser.add_argument("--port", type=int, default=4200, help=f"of the server on {HOST}")
+    options = parser.parse_args(arguments)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: stop.set())
+    try:
+        serve(options.port, stop)
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        return say("serve", sentence)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

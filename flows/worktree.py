@@ -1,0 +1,122 @@
+"""A git worktree of its own for a scheduled run: `python -m flows.worktree BRANCH`.
+
+The first step of every deployment (prefect.yaml) calls it and goes on in the folder that it
+prints. The run sees what is committed on the branch, whatever is edited in the checkout
+meanwhile, and shares DVC's cache and DJEPA_HOME with it, so that neither does the other's work.
+"""
+
+import argparse
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from components.errors import UserError, explain, say
+from components.home import checkout, djepa_home
+
+YOUNG = 60  # seconds in which a new worktree may have no process in it yet
+
+
+def folder() -> Path:
+    """Where the worktrees lie: $DJEPA_HOME/worktrees, one a run as HOST-ID."""
+    return djepa_home() / "worktrees"
+
+
+def add(branch: str) -> Path:
+    """A new worktree at the branch's commit, with the results that DVC's cache has for it.
+
+    Its id is the flow run's where Prefect started this process. Worktrees of runs that are gone
+    are removed. Raises UserError where there is no such branch or commit.
+    """
+    root = checkout()
+    remove_leftovers()
+    found = _git("rev-parse", "--verify", "--quiet", f"{branch}^{{commit}}", cwd=root)
+    commit = found.stdout.strip()
+    if found.returncode:
+        raise UserError(
+            f"There is no branch or commit {branch} in {root}, which this deployment runs: check "
+            f"out the one to run and deploy anew with `make serve`."
+        )
+    name = os.environ.get("PREFECT__FLOW_RUN_ID") or str(uuid.uuid4())
+    path = folder() / f"{socket.gethostname()}-{name}"
+    made = _git("worktree", "add", "--quiet", "--force", "--detach", str(path), commit, cwd=root)
+    if made.returncode:
+        raise UserError(f"git made no worktree of {root} in {path}: {made.stderr.strip()}")
+    os.chdir(path)  # from here on a process is in it
+    _share_cache(root, path)
+    fill()
+    return path
+
+
+def _git(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+def _share_cache(root: Path, path: Path) -> None:
+    """Have DVC in the worktree use the checkout's own settings and its cache, without copies."""
+    from dvc.config import Config, merge
+
+    main = Config(str(root / ".dvc"), validate=False)
+    with Config(str(path / ".dvc"), validate=False).edit("local", validate=False) as local:
+        for level in ("repo", "local"):  # paths in them are relative to the checkout's .dvc
+            merge(local, main.load_one(level))
+        cache = local.setdefault("cache", {})
+        cache.setdefault("dir", str(root / ".dvc" / "cache"))
+        # One copy of each file on the disk: DVC write-protects what it links.
+        cache["type"] = "reflink,hardlink,symlink,copy"
+
+
+def fill() -> None:
+    """Put there what DVC's cache has of the results in dvc.lock; the rest is for the stages."""
+    command = [sys.executable, "-m", "dvc", "checkout", "--quiet", "--force", "--allow-missing"]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    if answer.returncode:
+        raise UserError(
+            f"DVC could not fill the worktree {Path.cwd()} from its cache: {answer.stderr.strip()}"
+        )
+
+
+def remove_leftovers() -> list[str]:
+    """Remove this machine's worktrees that no process is in; returns the ids of their runs."""
+    prefix = f"{socket.gethostname()}-"
+    used = set()
+    for process in psutil.process_iter():
+        try:
+            used.add(Path(process.cwd()))
+        except (psutil.Error, OSError):
+            continue
+    gone = []
+    for path in folder().glob(f"{prefix}*"):
+        lives = any(place.is_relative_to(path) for place in used)
+        if not lives and time.time() - path.stat().st_mtime > YOUNG:
+            shutil.rmtree(path)
+            gone.append(path.name.removeprefix(prefix))
+    if gone:
+        _git("worktree", "prune", cwd=checkout())
+    return gone
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the new worktree's folder; what the user can mend is one sentence and exit code 2."""
+    parser = argparse.ArgumentParser("python -m flows.worktree", description=__doc__)
+    parser.add_argument("branch", help="a branch or commit; HEAD for what is checked out")
+    options = parser.parse_args(arguments)
+    try:
+        print(add(options.branch))
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        return say("worktree", sentence)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
