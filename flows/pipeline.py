@@ -50,6 +50,8 @@ SHOWN = {
         ("plots/scores.png", "scores", "Scores by task, with the chance floor"),
     ],
 }
+
+
 def _can_help(task: Any, task_run: TaskRun, state: State) -> bool:
     """A retry helps where the process was killed; a refused input (code 2) stays refused."""
     failure = state.result(raise_on_failure=False)

@@ -104,5 +104,3 @@ def run(
         # Reached with the process alive only on cancellation, a timeout or an error here.
         _stop(process)
         _running.discard(process)
-
-

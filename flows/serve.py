@@ -18,7 +18,9 @@ import time
 import urllib.error
 import urllib.request
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ import psutil
 from components.errors import UserError, explain, say
 from components.home import djepa_home
 from flows.guard import PATIENCE, guarded
-from flows.worktree import remove_leftovers
+from flows.worktree import remove_leftovers, runs
 
 FILE = Path("prefect.yaml")
 HOST = "127.0.0.1"
@@ -43,7 +45,6 @@ class Process:
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self.name, self.command, self.environment = name, command, dict(environment)
         self.last: deque[str] = deque(maxlen=1)
-        self.start()
 
     def start(self) -> None:
         """Start it, in a session of its own: Ctrl-C is for us, who stop it in order."""
@@ -177,43 +178,52 @@ def _wait(what: str, done: Callable[[], bool], process: Process, stop: threading
         time.sleep(0.2)
 
 
-def workers(environment: Mapping[str, str]) -> list[Process]:
-    """A worker for the pool `cpu` and one for each GPU; without a GPU one takes its work."""
+def workers(environment: Mapping[str, str]) -> dict[str, list[Process]]:
+    """By pool: one for `cpu`, and for `gpu` one a GPU, or one that takes its work without any."""
     found = gpus()
+    own = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in found] or [{}]
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process", "--pool"]
+
+    def worker(name: str, extra: Mapping[str, str], *options: str) -> Process:
+        return Process(name, [*command, *options, "--name", name], {**environment, **extra})
+
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if found else {}
-    wanted = [("cpu", "cpu", [], hidden)]
-    for gpu in found:
-        wanted.append((f"gpu-{gpu}", "gpu", ["--limit", "1"], {"CUDA_VISIBLE_DEVICES": gpu}))
-    if not found:
-        wanted.append(("gpu-none", "gpu", ["--limit", "1"], {}))
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process"]
-    return [
-        Process(name, [*command, "--pool", pool, "--name", name, *limit], {**environment, **extra})
-        for name, pool, limit, extra in wanted
-    ]
+    return {
+        "cpu": [worker("cpu", hidden, "cpu")],
+        "gpu": [
+            worker(f"gpu-{number}", extra, "gpu", "--limit", "1")
+            for number, extra in enumerate(own)
+        ],
+    }
 
 
 def stop_workers(running: Sequence[Process]) -> None:
-    """Stop workers, then wait for their runs, whose stages write their snapshots."""
-    below: set[psutil.Process] = set()
-    for worker in running:
-        below |= _children(worker.running.pid)
-    for worker in running:
-        worker.stop()
-    end = time.monotonic() + ENDING
-    while below and time.monotonic() < end:
-        below |= {child for process in below for child in _children(process.pid)}
-        below = {process for process in below if process.is_running()}
-        time.sleep(0.2)
-    for process in below:
-        process.kill()
+    """End the workers' runs, whose stages write their snapshots, then the workers."""
+    pids = [each.running.pid for each in running]  # of the guards
+    flows = {flow for pid in pids for worker in _children(pid) for flow in _children(worker.pid)}
+    for flow in flows:
+        with suppress(psutil.NoSuchProcess):
+            flow.terminate()  # it ends its stage, and Prefect notes how the run ended
+    _wait_for(flows)
+    below = {process for each in running for process in _children(each.running.pid, True)}
+    for each in running:
+        each.stop()
+    _wait_for(below)  # a run that began meanwhile: its guard ends what it started
 
 
-def _children(pid: int) -> set[psutil.Process]:
+def _children(pid: int, recursive: bool = False) -> set[psutil.Process]:
     try:
-        return set(psutil.Process(pid).children(recursive=True))
+        return set(psutil.Process(pid).children(recursive))
     except psutil.NoSuchProcess:
         return set()
+
+
+def _wait_for(processes: Iterable[psutil.Process]) -> None:
+    """Wait until they are gone, and kill those that are not at the end of ENDING."""
+    _, alive = psutil.wait_procs(list(processes), ENDING)
+    for process in alive:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def serve(port: int, stop: threading.Event) -> None:
@@ -225,16 +235,17 @@ def serve(port: int, stop: threading.Event) -> None:
     shared, server, started = environment(port), Server(port), time.monotonic()
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST]
     kept = [Process("server", [*command, "--port", str(port)], shared)]
+    kept[0].start()
     try:
         _wait("The Prefect server", lambda: server.ask("health") is True, kept[0], stop)
-        kept += workers(shared)
-        for worker, pool in ((kept[1], "cpu"), (kept[-1], "gpu")):
-            _wait(
-                f"The worker of the pool {pool}",
-                lambda pool=pool: server.ask(f"work_pools/{pool}") is not None,
-                worker,
-                stop,
-            )
+        for pool, starting in workers(shared).items():
+            # One pool after the other: SQLite may refuse two that are made in the same moment.
+            for worker in starting:
+                worker.start()
+            kept += starting
+            path = f"work_pools/{pool}"
+            there = partial(lambda path: server.ask(path) is not None, path)
+            _wait(f"The worker of the pool {pool}", there, starting[0], stop)
         if not stop.is_set():
             deploy(shared)
             print(
@@ -248,7 +259,10 @@ def serve(port: int, stop: threading.Event) -> None:
         _keep(kept, server, stop)
     finally:
         print("Stopping the runs, the workers and the server", flush=True)
+        begun = runs()
         stop_workers(kept[1:])
+        for run in begun:
+            server.crashed(run)
         kept[0].stop()
 
 

@@ -14,6 +14,7 @@ import sys
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -21,6 +22,7 @@ import psutil
 from components.errors import UserError, explain, say
 from components.home import checkout, djepa_home
 
+_HERE = f"{socket.gethostname()}-"  # DJEPA_HOME may be shared by machines
 YOUNG = 60  # seconds in which a new worktree may have no process in it yet
 
 
@@ -45,7 +47,7 @@ def add(branch: str) -> Path:
             f"out the one to run and deploy anew with `make serve`."
         )
     name = os.environ.get("PREFECT__FLOW_RUN_ID") or str(uuid.uuid4())
-    path = folder() / f"{socket.gethostname()}-{name}"
+    path = folder() / f"{_HERE}{name}"
     made = _git("worktree", "add", "--quiet", "--force", "--detach", str(path), commit, cwd=root)
     if made.returncode:
         raise UserError(f"git made no worktree of {root} in {path}: {made.stderr.strip()}")
@@ -83,21 +85,24 @@ def fill() -> None:
         )
 
 
+def runs() -> list[str]:
+    """The ids of the runs that have a worktree on this machine."""
+    return [path.name.removeprefix(_HERE) for path in folder().glob(f"{_HERE}*")]
+
+
 def remove_leftovers() -> list[str]:
     """Remove this machine's worktrees that no process is in; returns the ids of their runs."""
-    prefix = f"{socket.gethostname()}-"
     used = set()
     for process in psutil.process_iter():
-        try:
+        with suppress(psutil.Error, OSError):
             used.add(Path(process.cwd()))
-        except (psutil.Error, OSError):
-            continue
     gone = []
-    for path in folder().glob(f"{prefix}*"):
+    for run in runs():
+        path = folder() / f"{_HERE}{run}"
         lives = any(place.is_relative_to(path) for place in used)
         if not lives and time.time() - path.stat().st_mtime > YOUNG:
             shutil.rmtree(path)
-            gone.append(path.name.removeprefix(prefix))
+            gone.append(run)
     if gone:
         _git("worktree", "prune", cwd=checkout())
     return gone
