@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 
 PATIENCE = 20  # seconds that a command gets to end by itself (a stage writes its snapshot)
+ENDS = (signal.SIGTERM, signal.SIGINT)
 EVERY = 0.5  # seconds between two looks at the parent
 
 
@@ -38,14 +39,15 @@ def _others() -> bool:
 def main(parent: int, command: Sequence[str]) -> int:
     """Run the command; returns its exit code, ends by its signal, or ends the whole group."""
     # A signal to the group is for the command. Not SIG_IGN, which the command would inherit.
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ENDS:
         signal.signal(number, lambda number, frame: None)
     child = subprocess.Popen(command)
     while os.getppid() == parent:
         try:
             code = child.wait(EVERY)
             if code < 0:
-                signal.signal(-code, signal.SIG_DFL)
+                if -code in ENDS:
+                    signal.signal(-code, signal.SIG_DFL)
                 os.kill(os.getpid(), -code)
             return code
         except subprocess.TimeoutExpired:

@@ -6,7 +6,6 @@ that this one starts.
 """
 
 import argparse
-import json
 import os
 import shutil
 import signal
@@ -15,8 +14,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -29,10 +26,12 @@ import psutil
 from components.errors import UserError, explain, say
 from components.home import djepa_home
 from flows.guard import PATIENCE, guarded
+from flows.rest import Server
 from flows.worktree import remove_leftovers, runs
 
 FILE = Path("prefect.yaml")
 HOST = "127.0.0.1"
+GONE = "Its process is gone; finished stages and snapshots are kept: start the run again."
 START = 180  # seconds that the server may take to answer: its first start makes the database
 EVERY = 10  # seconds between two looks for runs whose process is gone
 REST = 5  # seconds before a process that ended by itself is started again
@@ -105,33 +104,6 @@ def environment(port: int) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
     }
-
-
-class Server:
-    """The few questions to the Prefect server that need no import of Prefect."""
-
-    def __init__(self, port: int) -> None:
-        self.api = f"http://{HOST}:{port}/api"
-
-    def ask(self, path: str, body: Any = None) -> Any:
-        """The answer to a GET, or to a POST of `body`; None where there is none."""
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            f"{self.api}/{path}", data, {"Content-Type": "application/json"}
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return json.load(answer)
-        except (urllib.error.URLError, OSError):
-            return None
-
-    def crashed(self, run: str) -> None:
-        """Say of a flow run whose process is gone that it is over, if nobody has said it."""
-        found = self.ask(f"flow_runs/{run}")
-        if found and found["state_type"] in ("PENDING", "RUNNING", "CANCELLING"):
-            message = "Its process is gone; finished stages and snapshots are kept: run it again."
-            state = {"type": "CRASHED", "name": "Crashed", "message": message}
-            self.ask(f"flow_runs/{run}/set_state", {"state": state, "force": True})
 
 
 def check(port: int) -> None:
@@ -232,7 +204,8 @@ def serve(port: int, stop: threading.Event) -> None:
     Raises UserError where the port is taken, the server does not start or prefect.yaml is wrong.
     """
     check(port)
-    shared, server, started = environment(port), Server(port), time.monotonic()
+    shared, started = environment(port), time.monotonic()
+    server = Server(shared["PREFECT_API_URL"])
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST]
     kept = [Process("server", [*command, "--port", str(port)], shared)]
     kept[0].start()
@@ -262,7 +235,7 @@ def serve(port: int, stop: threading.Event) -> None:
         begun = runs()
         stop_workers(kept[1:])
         for run in begun:
-            server.crashed(run)
+            server.end(run, "CRASHED", GONE)
         kept[0].stop()
 
 
@@ -279,7 +252,7 @@ def _keep(kept: Sequence[Process], server: Server, stop: threading.Event) -> Non
         if time.monotonic() - looked > EVERY:
             looked = time.monotonic()
             for run in remove_leftovers():
-                server.crashed(run)
+                server.end(run, "CRASHED", GONE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

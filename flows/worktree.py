@@ -21,8 +21,10 @@ import psutil
 
 from components.errors import UserError, explain, say
 from components.home import checkout, djepa_home
+from flows.rest import Server
 
 _HERE = f"{socket.gethostname()}-"  # DJEPA_HOME may be shared by machines
+RUN = "PREFECT__FLOW_RUN_ID"  # in the environment where a worker started this process
 YOUNG = 60  # seconds in which a new worktree may have no process in it yet
 
 
@@ -31,11 +33,13 @@ def folder() -> Path:
     return djepa_home() / "worktrees"
 
 
-def add(branch: str) -> Path:
+def add(branch: str, deployed: str) -> Path:
     """A new worktree at the branch's commit, with the results that DVC's cache has for it.
 
-    Its id is the flow run's where Prefect started this process. Worktrees of runs that are gone
-    are removed. Raises UserError where there is no such branch or commit.
+    Its id is the flow run's where Prefect started this process; `deployed` is the commit that the
+    run's deployment was made from. Worktrees of runs that are gone are removed.
+
+    Raises UserError where there is no such branch, or the flow there takes other parameters.
     """
     root = checkout()
     remove_leftovers()
@@ -46,12 +50,14 @@ def add(branch: str) -> Path:
             f"There is no branch or commit {branch} in {root}, which this deployment runs: check "
             f"out the one to run and deploy anew with `make serve`."
         )
-    name = os.environ.get("PREFECT__FLOW_RUN_ID") or str(uuid.uuid4())
+    name = os.environ.get(RUN) or str(uuid.uuid4())
     path = folder() / f"{_HERE}{name}"
     made = _git("worktree", "add", "--quiet", "--force", "--detach", str(path), commit, cwd=root)
     if made.returncode:
         raise UserError(f"git made no worktree of {root} in {path}: {made.stderr.strip()}")
     os.chdir(path)  # from here on a process is in it
+    if _git("diff", "--quiet", deployed, commit, "--", "flows", cwd=path).returncode:
+        _check_fit(branch, deployed)
     _share_cache(root, path)
     fill()
     return path
@@ -59,6 +65,20 @@ def add(branch: str) -> Path:
 
 def _git(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+def _check_fit(branch: str, deployed: str) -> None:
+    """Refuse what the flow here would refuse without saying why: flows/ is another version."""
+    if RUN not in os.environ:
+        return
+    answer = subprocess.run([sys.executable, "-m", "flows.fit"], capture_output=True, text=True)
+    if answer.returncode:
+        last = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise UserError(
+            f"The deployment is from another version ({deployed[:10]}) than the branch {branch}, "
+            f"whose flow does not take this run's parameters ({last}): deploy anew with `make "
+            f"serve`."
+        )
 
 
 def _share_cache(root: Path, path: Path) -> None:
@@ -112,13 +132,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the new worktree's folder; what the user can mend is one sentence and exit code 2."""
     parser = argparse.ArgumentParser("python -m flows.worktree", description=__doc__)
     parser.add_argument("branch", help="a branch or commit; HEAD for what is checked out")
+    parser.add_argument("deployed", help="the commit that the deployment was made from")
     options = parser.parse_args(arguments)
     try:
-        print(add(options.branch))
+        print(add(options.branch, options.deployed))
     except Exception as error:
         sentence = explain(error)
         if sentence is None:
             raise
+        if RUN in os.environ:  # Prefect itself would note no more than that a step failed
+            Server(os.environ["PREFECT_API_URL"]).end(os.environ[RUN], "FAILED", sentence)
         return say("worktree", sentence)
     return 0
 
