@@ -1,0 +1,78 @@
+"""What `make serve` finds on a machine, and what it refuses; test_slow_serve.py has it running."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from components.errors import BUSY
+from flows import serve
+from flows.command import StageFailed
+from tests.test_slow_flow import free_port
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Its own folder of programs."""
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return tmp_path
+
+
+def test_one_worker_a_gpu_and_one_for_the_cpu(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = machine / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'GPU 0: A (UUID: GPU-1)'\necho 'GPU 1: B (UUID: GPU-2)'\n")
+    tool.chmod(0o755)
+
+    def seen() -> dict[str, list[tuple[str | None, bool]]]:
+        return {
+            pool: [
+                (each.environment.get("CUDA_VISIBLE_DEVICES"), "--limit" in each.command)
+                for each in made
+            ]
+            for pool, made in serve.workers(serve.environment(4200)).items()
+        }
+
+    assert seen() == {"cpu": [("", False)], "gpu": [("0", True), ("1", True)]}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    assert seen() == {"cpu": [("", False)], "gpu": [("3", True)]}
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    tool.write_text("#!/bin/sh\necho 'No devices were found'\nexit 6\n")
+    assert seen() == {"cpu": [(None, False)], "gpu": [(None, True)]}
+
+
+def test_a_port_that_is_taken_and_a_folder_without_deployments_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = free_port()
+    with socket.socket() as other:
+        other.bind((serve.HOST, port))
+        other.listen()
+        assert serve.main(["--port", str(port)]) == 2
+    assert f"Port {port} of 127.0.0.1 is taken" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert serve.main(["--port", str(port)]) == 2
+    assert "no prefect.yaml" in capsys.readouterr().err
+
+
+def test_a_stage_that_another_process_runs_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.logging import disable_run_logger
+
+    from flows import pipeline
+
+    codes = [BUSY, BUSY]
+
+    def run(name: str, command: list[str]) -> None:
+        if codes:
+            raise StageFailed(name, codes.pop(), "another process runs it")
+
+    monkeypatch.setattr(pipeline, "run", run)
+    monkeypatch.setattr(pipeline, "AGAIN", 0)
+    with disable_run_logger():
+        pipeline.stage.fn("phase1")
+        assert codes == []
+        codes = [2]
+        with pytest.raises(StageFailed):
+            pipeline.stage.fn("phase1")
