@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 REFUSED = 2  # exit code for what is not a defect of the program; a retry does not help
+BUSY = 75  # exit code for what another process is at: a retry later helps (EX_TEMPFAIL)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Libraries that write through Rust, C++ or SQLite keep the system's words, not its number.
 FULL_WORDS = ("no space left on device", "disk quota exceeded", "database or disk is full")
@@ -17,6 +18,10 @@ class UserError(Exception):
     The message names the thing, the place and the way out. The command line prints
     it alone and exits with 2.
     """
+
+
+class Busy(UserError):
+    """Another process is at the very same thing."""
 
 
 def explain(error: BaseException) -> str | None:
@@ -57,7 +62,7 @@ def _is_full(error: BaseException) -> bool:
     return any(words in text for words in FULL_WORDS)
 
 
-def say(program: str, sentence: str) -> int:
+def say(program: str, sentence: str, error: BaseException | None = None) -> int:
     """Print `program: sentence` to stderr; returns the exit code to end with."""
     print(f"{program}: {sentence}", file=sys.stderr, flush=True)
-    return REFUSED
+    return BUSY if isinstance(error, Busy) else REFUSED
