@@ -39,6 +39,8 @@ class Model:
 
 
 def _client() -> Any:
+    # Read when MLflow is imported: a store that is away is known to be so in seconds.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     import mlflow
 
     return mlflow.MlflowClient(store())
@@ -51,8 +53,6 @@ def find(model: str) -> Model:
         UserError: there is no such folder, alias or version, the registry does not answer, or
             the version does not say which bytes it is.
     """
-    from mlflow.exceptions import MlflowException
-
     folder = Path(model)
     if folder.is_dir():
         return Model("-".join(folder.absolute().parts[-2:]), folder=folder.absolute())
@@ -63,6 +63,8 @@ def find(model: str) -> Model:
             f"NAME@ALIAS, NAME/VERSION or a model's folder, such as model@newest or models/dpo."
         )
     client = _client()
+    from mlflow.exceptions import MlflowException
+
     try:
         if asked["alias"]:
             version = client.get_model_version_by_alias(asked["name"], asked["alias"])
@@ -110,9 +112,9 @@ def pinned() -> dict[str, str]:
     Raises:
         UserError: the registry does not answer.
     """
+    client, token = _client(), None
     from mlflow.exceptions import MlflowException
 
-    client, token = _client(), None
     found: dict[str, str] = {}
     try:
         while True:
