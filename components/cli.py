@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -136,6 +137,28 @@ app.command()(winrate)
 
 
 @app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A model folder, e.g. models/dpo")],
+    out: Annotated[Path, typer.Argument(help="Folder for pictures, grid and result.json")],
+    pictures: Annotated[
+        int | None, typer.Option(min=1, help="Of each task; by default evaluation.pictures")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="By default evaluation.seed: prompts and noise")
+    ] = None,
+) -> None:
+    """Draw the benchmark with any model folder and score it, as the stage evaluate does."""
+    from components.compose import load
+    from components.evaluation.alone import evaluate_alone
+
+    params, given = load(), {"pictures": pictures, "seed": seed}
+    params["evaluation"] |= {k: v for k, v in given.items() if v is not None}
+    # A polite stop clears up what is half written.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    evaluate_alone(model, out, params)
+
+
+@app.command()
 def never_drawn(
     state: Annotated[Path, typer.Argument(help="A training state, e.g. states/r1")],
     encoded: Annotated[Path, typer.Option(help="The encoded set")] = Path("encoded"),
@@ -179,8 +202,9 @@ def main() -> None:
         sentence = explain(error)
         if sentence is None:
             raise
+        code = say("djepa", sentence, error)
     # Out here nothing holds the error's frames, and libraries can let go of what they opened.
-    sys.exit(say("djepa", sentence))
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Work spread over a few processes, none of which outlives the one that started them."""
 
 import contextlib
+import fcntl
 import os
 import threading
 import time
@@ -8,9 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, TypeVar
 
-from components.errors import UserError
+from components.errors import Busy, UserError
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -89,6 +91,41 @@ def end_with(parent: int, end: Callable[[], None] = _leave) -> None:
         end()
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def only_one(file: Path, what: str) -> Iterator[None]:
+    """Hold `file` while the block runs; it is gone afterwards, or was left by a killed process.
+
+    Raises:
+        Busy: another process holds it: it is at `what`.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        held = file.open("a+")
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            held.seek(0)
+            who = held.read() or "another process"
+            held.close()
+            raise Busy(
+                f"{what} is being run by {who}: wait for it, its result is taken from the cache "
+                f"then, or stop it and run the same command again."
+            ) from None
+        # Whoever had it may have removed it between the two calls.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(held.fileno()), file.stat()):
+                break
+        held.close()
+    try:
+        held.truncate(0)
+        held.write(f"process {os.getpid()} in {Path.cwd()}")
+        held.flush()
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        held.close()
 
 
 def launched() -> tuple[int, int] | None:
