@@ -12,15 +12,14 @@ class Server:
     def __init__(self, api: str) -> None:
         self.api = api
 
-    def ask(self, path: str, body: Any = None) -> Any:
-        """The answer to a GET, or to a POST of `body`; None where there is none."""
+    def ask(self, path: str, body: Any = None, method: str | None = None) -> Any:
+        """The answer to a GET, or with a `body` to a POST or `method`; None where there is none."""
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            f"{self.api}/{path}", data, {"Content-Type": "application/json"}
-        )
+        kind = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.api}/{path}", data, kind, method=method)
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
-                return json.load(answer)
+                return json.loads(answer.read() or "null")
         except (urllib.error.URLError, OSError):
             return None
 

@@ -91,9 +91,12 @@ def gpus() -> list[str]:
 def environment(port: int) -> dict[str, str]:
     """What server, workers and runs have in their environment."""
     given = dict(os.environ)
-    given.setdefault("PREFECT_HOME", str(djepa_home() / "prefect"))
+    home = djepa_home()
+    (home / "arrivals").mkdir(exist_ok=True)  # where the nightly curation looks
+    given.setdefault("PREFECT_HOME", str(home / "prefect"))
     tools = str(Path(sys.executable).parent)
     return given | {
+        "DJEPA_HOME": str(home),
         "DO_NOT_TRACK": "true",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_API_URL": f"http://{HOST}:{port}/api",
@@ -121,8 +124,12 @@ def check(port: int) -> None:
             ) from error
 
 
-def deploy(environment: Mapping[str, str]) -> None:
-    """Deploy prefect.yaml. Raises UserError with Prefect's last words where that fails."""
+def deploy(environment: Mapping[str, str], server: Server) -> None:
+    """Deploy prefect.yaml; a schedule that somebody switched off on its page stays off.
+
+    Raises UserError with Prefect's last words where that fails.
+    """
+    off = {key for key, schedule in _schedules(server) if not schedule["active"]}
     answer = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
         env=dict(environment),
@@ -136,6 +143,17 @@ def deploy(environment: Mapping[str, str]) -> None:
             f"Prefect could not deploy {FILE} ({''.join(last) or 'no reason given'}): mend it and "
             f"run `make serve` again."
         )
+    for key, schedule in _schedules(server):
+        if key in off and schedule["active"]:
+            path = f"deployments/{key[0]}/schedules/{schedule['id']}"
+            server.ask(path, {"active": False}, "PATCH")
+            print(f"The schedule {schedule['slug']} is off, as before", flush=True)
+
+
+def _schedules(server: Server) -> list[tuple[tuple[str, str], dict[str, Any]]]:
+    """Of all deployments: (the deployment's id, the schedule's name), the schedule."""
+    found = server.ask("deployments/filter", {}) or []
+    return [((entry["id"], each["slug"]), each) for entry in found for each in entry["schedules"]]
 
 
 def _wait(what: str, done: Callable[[], bool], process: Process, stop: threading.Event) -> None:
@@ -220,7 +238,7 @@ def serve(port: int, stop: threading.Event) -> None:
             there = partial(lambda path: server.ask(path) is not None, path)
             _wait(f"The worker of the pool {pool}", there, starting[0], stop)
         if not stop.is_set():
-            deploy(shared)
+            deploy(shared, server)
             print(
                 f"Ready after {time.monotonic() - started:.0f} s: http://{HOST}:{port} shows runs "
                 f"and deployments. Start a run there, or in another terminal:\n"
