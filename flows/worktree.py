@@ -25,7 +25,7 @@ from flows.rest import Server
 
 _HERE = f"{socket.gethostname()}-"  # DJEPA_HOME may be shared by machines
 RUN = "PREFECT__FLOW_RUN_ID"  # in the environment where a worker started this process
-YOUNG = 60  # seconds in which a new worktree may have no process in it yet
+GRACE = 60  # seconds that a worktree may have no process in it: not yet, or not any more
 
 
 def folder() -> Path:
@@ -111,7 +111,11 @@ def runs() -> list[str]:
 
 
 def remove_leftovers() -> list[str]:
-    """Remove this machine's worktrees that no process is in; returns the ids of their runs."""
+    """Remove this machine's worktrees that no process is in any more; the ids of their runs.
+
+    A folder's time is when it was last seen in use: for GRACE seconds from then on it is left to
+    whoever ended the run, who may have its state still to note.
+    """
     used = set()
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
@@ -119,8 +123,9 @@ def remove_leftovers() -> list[str]:
     gone = []
     for run in runs():
         path = folder() / f"{_HERE}{run}"
-        lives = any(place.is_relative_to(path) for place in used)
-        if not lives and time.time() - path.stat().st_mtime > YOUNG:
+        if any(place.is_relative_to(path) for place in used):
+            os.utime(path)
+        elif time.time() - path.stat().st_mtime > GRACE:
             shutil.rmtree(path)
             gone.append(run)
     if gone:

@@ -34,7 +34,7 @@ def test_a_worktree_has_the_branch_the_results_and_the_settings(
     here: Checkout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (here.root / "README.md").write_text("an edit")
-    monkeypatch.setattr(worktree, "YOUNG", 0)
+    monkeypatch.setattr(worktree, "GRACE", 0)
     path = worktree.add("main", "HEAD")
     assert path.parent == here.root / ".djepa/worktrees" and Path.cwd() == path
     assert (path / "README.md").read_text() != "an edit"
@@ -51,7 +51,7 @@ def test_a_worktree_has_the_branch_the_results_and_the_settings(
         os.chdir(here.root)
         assert worktree.remove_leftovers() == []
         inside.kill()
-    monkeypatch.setattr(worktree, "YOUNG", 60)
+    monkeypatch.setattr(worktree, "GRACE", 60)
     assert worktree.remove_leftovers() == [], "it may be about to be used"
     os.utime(path, (time.time() - 61,) * 2)
     assert worktree.remove_leftovers() == [run]
