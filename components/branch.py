@@ -72,6 +72,7 @@ def go_on_from(branch: str) -> bool:
     )
     if main or tip is None or _git("merge-base", head, tip) == tip:
         return False
+    _git("var", "GIT_COMMITTER_IDENT")
     _git("checkout", "--quiet", "--detach", tip)
     try:
         _git("merge", "--quiet", "--no-edit", "-m", f"Merge {head[:10]} into {branch}", head)

@@ -7,7 +7,9 @@ commits parameters and dvc.lock on a branch. A refresh that was stopped goes on 
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from components.branch import check_branch, go_on_from
 from components.compose import ROUNDS, append_round, load
@@ -28,7 +30,10 @@ except ModuleNotFoundError as missing:
 
 
 @flow(name="refresh", log_prints=True)
-def refresh(labels: Literal["auto", "people"] = "auto", branch: str = "refresh") -> str:
+def refresh(
+    labels: Literal["auto", "people"] = "auto",
+    branch: Annotated[str, Field(min_length=1)] = "refresh",
+) -> str:
     """Train one more round with a new critic; returns the commit that has it.
 
     Args:

@@ -59,6 +59,10 @@ def add(branch: str, deployed: str) -> Path:
     if _git("diff", "--quiet", deployed, commit, "--", "flows", cwd=path).returncode:
         _check_fit(branch, deployed)
     _share_cache(root, path)
+    # People's answers outlive the worktree: the run that goes on with a round finds them.
+    answers = path / "references" / "ratings.sqlite"
+    answers.parent.mkdir(exist_ok=True)
+    answers.symlink_to(djepa_home() / "ratings.sqlite")
     fill()
     return path
 

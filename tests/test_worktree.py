@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from components.errors import UserError
+from components.rating.store import Store
 from flows import worktree
 from tests.conftest import Checkout
 
@@ -34,7 +35,6 @@ def test_a_worktree_has_the_branch_the_results_and_the_settings(
     here: Checkout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (here.root / "README.md").write_text("an edit")
-    monkeypatch.setattr(worktree, "GRACE", 0)
     path = worktree.add("main", "HEAD")
     assert path.parent == here.root / ".djepa/worktrees" and Path.cwd() == path
     assert (path / "README.md").read_text() != "an edit"
@@ -45,14 +45,17 @@ def test_a_worktree_has_the_branch_the_results_and_the_settings(
     )
     assert (path / ".dvc" / said.stdout.strip()).resolve() == (here.root / "../shelf").resolve()
 
+    Store(path / "references/ratings.sqlite", create=True)  # of people who label its pictures
+    assert (here.root / ".djepa/ratings.sqlite").stat().st_size
+
     assert worktree.remove_leftovers() == [], "this process is in it"
     run = worktree.runs()[0]
     with subprocess.Popen(["sleep", "60"]) as inside:
         os.chdir(here.root)
-        assert worktree.remove_leftovers() == []
+        os.utime(path, (time.time() - 61,) * 2)
+        assert worktree.remove_leftovers() == [], "another one is"
         inside.kill()
-    monkeypatch.setattr(worktree, "GRACE", 60)
-    assert worktree.remove_leftovers() == [], "it may be about to be used"
+    assert worktree.remove_leftovers() == [], "it was in use a moment ago"
     os.utime(path, (time.time() - 61,) * 2)
     assert worktree.remove_leftovers() == [run]
     assert not path.exists() and "worktrees" not in here.ok("git", "worktree", "list")
