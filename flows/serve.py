@@ -94,6 +94,7 @@ def environment(port: int) -> dict[str, str]:
     home = djepa_home()
     (home / "arrivals").mkdir(exist_ok=True)  # where the nightly curation looks
     given.setdefault("PREFECT_HOME", str(home / "prefect"))
+    given.setdefault("PREFECT_WORKER_QUERY_SECONDS", "5")
     tools = str(Path(sys.executable).parent)
     return given | {
         "DJEPA_HOME": str(home),
@@ -103,7 +104,6 @@ def environment(port: int) -> dict[str, str]:
         # A run that was killed with its worker holds its deployment's place no longer than this.
         "PREFECT_SERVER_CONCURRENCY_INITIAL_DEPLOYMENT_LEASE_DURATION": "60",
         "PREFECT_RUNNER_AUTO_INSTALL_DEPENDENCIES": "false",
-        "PREFECT_WORKER_QUERY_SECONDS": "5",
         "PYTHONUNBUFFERED": "1",
         "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
     }

