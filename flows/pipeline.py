@@ -20,6 +20,7 @@ from typing import Any
 from components.compose import load
 from components.errors import explain, say
 from components.home import checkout
+from components.lockfile import check_lock, not_taken
 from components.stages import missing_labels
 from flows.command import StageFailed, command
 
@@ -161,7 +162,14 @@ def data() -> None:
 def stage(name: str) -> None:
     """Bring one stage of dvc.yaml up to date."""
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
-    run(name, command)
+    said: list[str] = []
+    try:
+        run(name, command, heard=said.append)
+    except StageFailed as failure:
+        sentence = not_taken(name, said)
+        if sentence is None:
+            raise
+        raise StageFailed(name, failure.code, sentence) from failure
 
 
 def _ask(round_name: str) -> None:
@@ -214,6 +222,7 @@ def pipeline(stages: list[str] | None = None) -> None:
     Args:
         stages: names from dvc.yaml to run, in order; all of them when left out.
     """
+    check_lock()
     data()
     names = stages or stage_names()
     log = get_run_logger()
@@ -232,6 +241,7 @@ def main() -> int:
         # What every stage needs is looked at before Prefect's server is started.
         checkout()
         load()
+        check_lock()
         pipeline()
 
     kept = "Finished stages are kept; mend it and run the same command."
