@@ -101,7 +101,9 @@ def _copies(home: Path, root: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _temporary(home: Path, root: Path) -> Iterator[tuple[str, Path]]:
-    """What was being written when its process was killed."""
+    """What was being written when its process was killed, ours and in DVC's cache."""
+    for path in (root / ".dvc" / "cache").rglob(".*.tmp"):
+        yield "temporary", path
     for top in dict.fromkeys((home, root)):
         for folder, folders, files in os.walk(top):
             here = Path(folder)

@@ -16,6 +16,7 @@ from components.branch import check_branch, commit
 from components.compose import PARAMS, ROUNDS, SELECTED, compose, load
 from components.errors import BUSY, UserError, explain, say
 from components.home import checkout
+from components.lockfile import check_lock, not_taken
 from components.rawdata import RECORD
 from components.remote import push, remote_name
 from components.stages import LABELS, missing_labels
@@ -78,17 +79,21 @@ def stage(name: str, work: bool = True) -> None:
         log.info("%s is up to date", name)
         return
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
-    said = float("-inf")
+    told = float("-inf")
     while True:
+        said: list[str] = []
         try:
-            run(name, command)
+            run(name, command, heard=said.append)
             return
         except StageFailed as failure:
+            sentence = not_taken(name, said)
+            if sentence is not None:
+                raise StageFailed(name, failure.code, sentence) from failure
             if failure.code != BUSY:
                 raise
         # The other one's result comes from DVC's cache then.
-        if time.monotonic() - said > 60:
-            said = time.monotonic()
+        if time.monotonic() - told > 60:
+            told = time.monotonic()
             log.info("%s is run by another process: waiting for it", name)
         time.sleep(AGAIN)
 
@@ -172,6 +177,7 @@ def pipeline(
         branch: a git branch that gets a commit of parameters and dvc.lock at the end; made where
             it is missing. When empty, nothing is committed.
     """
+    check_lock()
     if branch:
         check_branch(branch)
     if overrides:
@@ -213,6 +219,7 @@ def main() -> int:
         # What every stage needs is looked at before Prefect's server is started.
         checkout()
         load()
+        check_lock()
         pipeline()
 
     kept = "Finished stages are kept; mend it and run the same command."

@@ -1,6 +1,7 @@
 """What `make serve` finds on a machine, and what it refuses; test_slow_serve.py has it running."""
 
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,7 @@ def test_a_stage_that_another_process_runs_is_waited_for(monkeypatch: pytest.Mon
 
     codes = [BUSY, BUSY]
 
-    def run(name: str, command: list[str]) -> None:
+    def run(name: str, command: list[str], heard: Callable[[str], None]) -> None:
         if codes:
             raise StageFailed(name, codes.pop(), "another process runs it")
 
