@@ -183,8 +183,10 @@ def summary() -> None:
 def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1")] = 5000) -> None:
     """Open the MLflow UI on this project's runs (127.0.0.1; Ctrl-C stops it)."""
     from components.home import djepa_home
-    from components.tracking import runs_page, store
+    from components.runs import runs_page
+    from components.tracking import store, wait_sent
 
+    wait_sent()
     print(f"MLflow: {runs_page(port)}", flush=True)
     print("Prefect: `prefect server start`, then http://127.0.0.1:4200", flush=True)
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"

@@ -13,14 +13,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import yaml
-
 from components.compose import load
 from components.errors import UserError
-from components.files import hash_of
+from components.files import hash_of, read_yaml
 from components.home import djepa_home
-from components.processes import launched
-from components.tracking import Tracker, complete_parent, remember, stage_run
+from components.processes import launched, only_one
+from components.tracking import Tracker, complete_parent, remember, stage_run, wait_sent
 
 CURATED, ENCODED = Path("curated"), Path("encoded")
 MODELS, STATES, METRICS = Path("models"), Path("states"), Path("metrics")
@@ -86,7 +84,14 @@ def _train(call: Call, phase: str, name: str, init: Path | None, critic: Path | 
         call.params,
         call.tracker,
     )
+    _card(call, name)
     return metrics
+
+
+def _card(call: Call, name: str) -> None:
+    """Keep what describes a model with its run: a registered version shows it."""
+    for file in ("README.md", "model_index.json"):
+        call.tracker.log_artifact(MODELS / name / file, "model")
 
 
 def _phase1(call: Call) -> Path:
@@ -145,6 +150,7 @@ def _dpo(call: Call) -> Path:
         call.params,
         call.tracker,
     )
+    _card(call, "dpo")
     return metrics
 
 
@@ -172,7 +178,6 @@ def _report(call: Call) -> Path:
     from components.evaluation.report import report
 
     report(METRICS, REPORTS / "run", PLOTS, call.params, call.tracker)
-    complete_parent(call.tracker, METRICS)
     return REPORTS / "run" / "summary.json"
 
 
@@ -197,7 +202,7 @@ TOGETHER = ("phase1", "phase2")  # the stages that torchrun may run in several p
 def definition(stage: str) -> dict[str, Any]:
     """What dvc.yaml says of a stage, with its name there as `name`; `foreach` gives its `do`."""
     base, _, key = stage.partition("@")
-    stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
+    stages = read_yaml(Path("dvc.yaml"))["stages"]
     if f"{base}-{key}" in stages:
         return {"name": f"{base}-{key}", **stages[f"{base}-{key}"]}
     entry = stages.get(base, {})
@@ -227,7 +232,7 @@ def _inputs(stage: str, params: Mapping[str, Any]) -> dict[str, str]:
         return {}
     outs = {
         out["path"]: out["md5"]
-        for entry in yaml.safe_load(lock.read_text())["stages"].values()
+        for entry in read_yaml(lock)["stages"].values()
         for out in entry.get("outs", [])
     }
     return {path: outs[path] for path in dependencies(stage, params) if path in outs}
@@ -305,10 +310,15 @@ def run_stage(stage: str) -> None:
         STAGES[base](Call(key, params, Tracker(), resume))
         return
     started = time.monotonic()
-    print(f"{stage}: started", flush=True)
-    with stage_run(stage, params, part) as tracker:
-        metrics = STAGES[base](Call(key, params, tracker, resume))
-        seconds = time.monotonic() - started
-        tracker.log_metrics({"seconds": seconds})
-        remember(stage, metrics, tracker, seconds)
+    with only_one(resume.with_suffix(".lock"), f"The stage {stage}"):
+        print(f"{stage}: started", flush=True)
+        with stage_run(stage, params, part) as tracker:
+            metrics = STAGES[base](Call(key, params, tracker, resume))
+            seconds = time.monotonic() - started
+            tracker.log_metrics({"seconds": seconds})
+            remember(stage, metrics, tracker, seconds)
+            if base == "report":
+                complete_parent(tracker, METRICS)
+    if base == "report":  # the end of the graph: what it made can be looked at now
+        wait_sent()
     print(f"{stage}: done in {seconds:.1f} s", flush=True)

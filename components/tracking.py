@@ -1,27 +1,33 @@
-"""Runs, metrics and artifacts. The only file that knows MLflow, with registry.py.
+"""What a stage reports of itself: parameters, metrics, artifacts, tags.
+
+A stage writes its run as JSON lines into a queue below DJEPA_HOME; sending.py brings the queue
+into MLflow from a process of its own. So no stage waits for MLflow, not for its import and not
+for a server that is away, and a machine without it keeps the lines for later.
 
 One parent run a pipeline (found again by a hash of dvc.yaml, params.yaml and data.dvc), one
-child a stage that really runs. Without MLflow at hand a stage writes JSON lines, which
-`import_pending` brings in later.
+child a stage that really runs.
 """
 
+import fcntl
 import hashlib
-import importlib.util
 import json
 import os
+import shutil
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from components.files import hash_of, read_json, write_json
 from components.home import djepa_home
-from components.registry import register_critics
+from components.registry import versions
 
-EXPERIMENT = "djepa"
 # The figures that parents are compared by, of all that lie in metrics/.
 FINAL = (
     "evaluate/*/geneval.overall",
@@ -46,6 +52,9 @@ FINAL = (
     "curate/kept",
     "curate/rejected.*",
 )
+LINES = "run.jsonl"  # of a run in the queue; its writer holds a lock on it
+LOCK, PROBLEM = "lock", "problem"  # in the queue: held by who sends it; why it cannot be sent
+PATIENCE = 60  # seconds that the stage `report` gives MLflow to take all
 
 
 class Tracker:
@@ -77,84 +86,59 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-class JsonLinesTracker(Tracker):
-    """Reports as JSON lines in a folder, for machines without MLflow."""
+class QueuedTracker(Tracker):
+    """Reports as JSON lines in a folder of the queue.
 
-    def __init__(self, folder: Path, name: str, tags: Mapping[str, str]) -> None:
-        folder.mkdir(parents=True)
-        self.folder = folder
-        self._write("run", {"name": name, "tags": dict(tags)})
+    The file stays locked until `end` or the death of the process: whoever can lock it knows that
+    nobody writes to it any more.
+    """
 
-    def _write(self, kind: str, value: Any) -> None:
+    def __init__(self, queue: Path, name: str, run: Mapping[str, Any]) -> None:
+        new = Path(tempfile.mkdtemp(prefix=".new-", dir=queue))
+        self._file = (new / LINES).open("a")
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self.write("run", {"name": name, **run})
+        # Whole from the moment it is seen. Names sort by time.
+        self.folder = queue / f"{time.time_ns()}-{name}"
+        os.rename(new, self.folder)
+        self._files = 0
+
+    def write(self, kind: str, value: Any) -> None:
+        """Add one record."""
         line = json.dumps({"kind": kind, "time": int(time.time() * 1000), "value": value})
-        with (self.folder / "run.jsonl").open("a") as file:
-            file.write(line + "\n")
+        self._file.write(line + "\n")
+        self._file.flush()
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """See `Tracker`."""
-        self._write("params", params)
+        self.write("params", params)
 
     def log_metrics(
         self, metrics: Mapping[str, float], step: int | None = None, images: int | None = None
     ) -> None:
         """See `Tracker`."""
-        self._write("metrics", {"metrics": dict(metrics), "step": step, "images": images})
+        figures = {name: float(value) for name, value in metrics.items()}
+        self.write("metrics", {"metrics": figures, "step": step, "images": images})
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """See `Tracker`. Only the path is kept."""
-        self._write("artifact", {"path": str(Path(path).resolve()), "folder": folder})
+        """See `Tracker`. It is copied: it may be gone or another one when it is sent."""
+        self._files += 1
+        kept = Path("files", str(self._files), Path(path).name)
+        (self.folder / kept).parent.mkdir(parents=True)
+        if Path(path).is_dir():
+            shutil.copytree(path, self.folder / kept)
+        else:
+            shutil.copyfile(path, self.folder / kept)
+        self.write("artifact", {"path": str(kept), "folder": folder})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """See `Tracker`."""
-        self._write("tags", dict(tags))
+        self.write("tags", dict(tags))
 
     def end(self, status: str) -> None:
-        """Close the file: from here on it can be imported."""
-        self._write("end", status)
-
-
-class MlflowTracker(Tracker):
-    """Reports to one MLflow run through the client API (no global state)."""
-
-    def __init__(self, client: Any, run_id: str) -> None:
-        self.client, self.run_id = client, run_id
-
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """See `Tracker`. MLflow takes at most 100 params a batch and 6000 characters each."""
-        from mlflow.entities import Param
-
-        flat = [Param(name, str(value)[:6000]) for name, value in flatten(params).items()]
-        for start in range(0, len(flat), 100):
-            self.client.log_batch(self.run_id, params=flat[start : start + 100])
-
-    def log_metrics(
-        self, metrics: Mapping[str, float], step: int | None = None, images: int | None = None
-    ) -> None:
-        """See `Tracker`."""
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        batch = [Metric(name, float(value), now, step or 0) for name, value in metrics.items()]
-        if images is not None:
-            batch += [
-                Metric(f"by_images/{name}", float(value), now, images)
-                for name, value in metrics.items()
-            ]
-        self.client.log_batch(self.run_id, metrics=batch)
-
-    def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """See `Tracker`."""
-        log = self.client.log_artifacts if Path(path).is_dir() else self.client.log_artifact
-        log(self.run_id, str(path), folder)
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """See `Tracker`."""
-        for name, value in tags.items():
-            self.client.set_tag(self.run_id, name, value)
-
-    def end(self, status: str) -> None:
-        """Set the run's final status: FINISHED, FAILED or KILLED."""
-        self.client.set_terminated(self.run_id, status)
+        """Say how it ended, FINISHED, FAILED or KILLED, and let go of the file."""
+        self.write("end", status)
+        self._file.close()
 
 
 def store() -> str:
@@ -162,25 +146,73 @@ def store() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{djepa_home() / 'mlflow.db'}"
 
 
-def _client() -> Any:
-    import mlflow
-
-    return mlflow.MlflowClient(store())
-
-
-def _experiment(client: Any) -> str:
-    found = client.get_experiment_by_name(EXPERIMENT)
-    if found:
-        return found.experiment_id
-    place = None if os.environ.get("MLFLOW_TRACKING_URI") else str(djepa_home() / "artifacts")
-    return client.create_experiment(EXPERIMENT, artifact_location=place)
+def queue() -> Path:
+    """The folder of the runs that wait to be sent to this store, made if need be."""
+    address = os.environ.get("MLFLOW_TRACKING_URI")
+    folder = djepa_home() / "queue" / (hash_of(address) if address else "local")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
-def runs_page(port: int) -> str:
-    """Where an MLflow server on 127.0.0.1 shows the runs; its start page shows traces first."""
-    found = _client().get_experiment_by_name(EXPERIMENT)
-    page = f"experiments/{found.experiment_id}/runs" if found else ""
-    return f"http://127.0.0.1:{port}/#/{page}?workflowType=machine_learning"
+def waiting(folder: Path) -> list[Path]:
+    """The runs in a queue, the oldest first."""
+    return sorted(path for path in folder.glob("[0-9]*-*") if path.is_dir())
+
+
+def is_over(run: Path) -> bool:
+    """Whether nobody writes to this run of a queue any more."""
+    try:
+        with (run / LINES).open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except FileNotFoundError:  # sent meanwhile
+        return True
+    return True
+
+
+def start_sending() -> None:
+    """Start the process that sends the queue to MLflow, unless one is at it or MLflow is missing.
+
+    In a session of its own: it outlives a stage that is killed, to say so.
+    """
+    folder = queue()
+    if find_spec("mlflow") is None:
+        return
+    with (folder / LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+    library = str(Path(__file__).resolve().parents[1])
+    paths = [library, *filter(None, [os.environ.get("PYTHONPATH")])]
+    with (djepa_home() / "sending.log").open("a") as log:
+        subprocess.Popen(
+            [sys.executable, "-m", "components.sending", str(folder)],
+            cwd=djepa_home(),  # not in the way of who removes a worktree
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join(paths), "DJEPA_HOME": str(djepa_home())},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def wait_sent(seconds: float = PATIENCE) -> bool:
+    """Wait until MLflow has all runs that are over; whether it has.
+
+    Not where the store cannot be reached or MLflow is missing: then the runs stay queued.
+    """
+    folder, began = queue(), time.time()
+    start_sending()
+    while any(is_over(run) for run in waiting(folder)):
+        trouble = folder / PROBLEM
+        away = trouble.exists() and trouble.stat().st_mtime > began
+        if find_spec("mlflow") is None or away or time.time() > began + seconds:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def pipeline_key(root: Path = Path()) -> str:
@@ -197,30 +229,6 @@ def _git_commit() -> str:
     return answer.stdout.strip() or "none"
 
 
-def find_parent(client: Any, key: str) -> str | None:
-    """The id of the parent run for a pipeline key, newest first, or None."""
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    if experiment is None:
-        return None
-    runs = client.search_runs(
-        [experiment.experiment_id], f"tags.pipeline = '{key}'", order_by=["start_time DESC"]
-    )
-    return runs[0].info.run_id if runs else None
-
-
-def _parent(client: Any, params: Mapping[str, Any]) -> str:
-    key = pipeline_key()
-    found = os.environ.get("DJEPA_PARENT_RUN") or find_parent(client, key)
-    if found:
-        client.update_run(found, status="RUNNING")
-        return found
-    name = f"{params['scale']}, ablation {params['ablation']}, seed {params['seed']}"
-    tags = {"pipeline": key, "kind": "pipeline", **_tags(params)}
-    run = client.create_run(_experiment(client), run_name=name, tags=tags)
-    MlflowTracker(client, run.info.run_id).log_params(params)
-    return run.info.run_id
-
-
 def _tags(params: Mapping[str, Any]) -> dict[str, str]:
     lock = Path("dvc.lock")
     tags = {
@@ -230,33 +238,36 @@ def _tags(params: Mapping[str, Any]) -> dict[str, str]:
         "ablation": str(params["ablation"]),
         "seed": str(params["seed"]),
     }
-    if "DJEPA_FLOW_RUN" in os.environ:
-        tags["prefect.flow_run"] = os.environ["DJEPA_FLOW_RUN"]
+    for tag, name in (("prefect.flow_run", "DJEPA_FLOW_RUN"), ("prefect.link", "DJEPA_FLOW_LINK")):
+        if os.environ.get(name):
+            tags[tag] = os.environ[name]
     return tags
 
 
 @contextmanager
-def stage_run(stage: str, params: Mapping[str, Any], section: Mapping[str, Any]) -> Iterator[Any]:
-    """A run for one stage that really runs; its parent is found or made.
+def stage_run(
+    stage: str, params: Mapping[str, Any], section: Mapping[str, Any]
+) -> Iterator[QueuedTracker]:
+    """A run for one stage that really runs, queued for MLflow.
 
     Args:
         stage: the stage's name in dvc.yaml.
         params: the whole of params.yaml.
         section: the part of it that this stage depends on, logged as the run's parameters.
     """
-    tags = {"stage": stage, "kind": "stage", **_tags(params)}
-    parent = None
-    if importlib.util.find_spec("mlflow") is None:
-        place = djepa_home() / "pending" / f"{stage}-{time.time_ns()}"
-        tags["pipeline.of"] = pipeline_key()
-        tracker: Any = JsonLinesTracker(place, stage, tags)
-    else:
-        client = _client()
-        parent = _parent(client, params)
-        import_pending(client, parent)
-        tags["mlflow.parentRunId"] = parent
-        run = client.create_run(_experiment(client), run_name=stage, tags=tags)
-        tracker = MlflowTracker(client, run.info.run_id)
+    tags = _tags(params)
+    run = {
+        "family": params["family"],
+        "tags": {"stage": stage, "kind": "stage", **tags},
+        "parent": os.environ.get("DJEPA_PARENT_RUN"),
+        "pipeline": {
+            "name": f"{params['scale']}, ablation {params['ablation']}, seed {params['seed']}",
+            "tags": {"pipeline": pipeline_key(), "kind": "pipeline", **tags},
+            "params": params,
+        },
+    }
+    tracker = QueuedTracker(queue(), stage, run)
+    start_sending()
     tracker.log_params(section)
     status = "FAILED"
     try:
@@ -267,88 +278,52 @@ def stage_run(stage: str, params: Mapping[str, Any], section: Mapping[str, Any])
         raise
     finally:
         tracker.end(status)
-        if parent is not None:
-            client.set_terminated(parent, status)
+        if (queue() / PROBLEM).exists():
+            print(f"{stage}: {(queue() / PROBLEM).read_text()}", file=sys.stderr, flush=True)
 
 
-def open_run(name: str, tags: Mapping[str, str], parent: str | None = None) -> MlflowTracker:
-    """The newest run with these tags below `parent`, running again, or a new one.
+def _note(digest: str) -> Path:
+    return djepa_home() / "stage-runs" / f"{digest}.json"
 
-    For runs above those of stages, which an ablation has: the one who opens it ends it. A stage
-    joins it where its id stands in DJEPA_PARENT_RUN.
+
+def remember(stage: str, metrics: Path, tracker: QueuedTracker, seconds: float) -> None:
+    """Note which run made a metrics file, by the file's hash, so that a cache hit finds it.
+
+    The run's id joins the note when MLflow has given it one.
     """
-    client = _client()
-    wanted = dict(tags) | ({"mlflow.parentRunId": parent} if parent else {})
-    words = " and ".join(f"tags.`{key}` = '{value}'" for key, value in wanted.items())
-    found = client.search_runs([_experiment(client)], words, order_by=["start_time DESC"])
-    if found:
-        run_id = found[0].info.run_id
-        client.update_run(run_id, status="RUNNING")
-    else:
-        run_id = client.create_run(_experiment(client), run_name=name, tags=wanted).info.run_id
-    return MlflowTracker(client, run_id)
-
-
-def import_pending(client: Any, parent: str) -> None:
-    """Bring in what stages of the same pipeline wrote as JSON lines, each as a child run."""
-    for folder in sorted((djepa_home() / "pending").glob("*/")):
-        records = [json.loads(line) for line in (folder / "run.jsonl").read_text().splitlines()]
-        first, last = records[0], records[-1]
-        if last["kind"] != "end" or first["value"]["tags"].get("pipeline.of") != pipeline_key():
-            continue
-        tags = first["value"]["tags"] | {"mlflow.parentRunId": parent}
-        run = client.create_run(
-            _experiment(client),
-            start_time=first["time"],
-            tags=tags,
-            run_name=first["value"]["name"],
-        )
-        tracker = MlflowTracker(client, run.info.run_id)
-        for record in records:
-            value = record["value"]
-            if record["kind"] == "params":
-                tracker.log_params(value)
-            elif record["kind"] == "metrics":
-                tracker.log_metrics(**value)
-            elif record["kind"] == "tags":
-                tracker.set_tags(value)
-            elif record["kind"] == "artifact" and Path(value["path"]).exists():
-                tracker.log_artifact(Path(value["path"]), value["folder"])
-        client.set_terminated(run.info.run_id, last["value"], last["time"])
-        # A folder renamed away is never imported twice, and nothing is lost.
-        done = djepa_home() / "imported"
-        done.mkdir(exist_ok=True)
-        os.replace(folder, done / folder.name)
-
-
-def remember(stage: str, metrics: Path, tracker: Tracker, seconds: float) -> None:
-    """Note which run made a metrics file, by the file's hash, so that a cache hit finds it."""
     digest = hashlib.md5(metrics.read_bytes()).hexdigest()
-    note = {"stage": stage, "seconds": round(seconds, 1), "run": getattr(tracker, "run_id", None)}
-    write_json(djepa_home() / "stage-runs" / f"{digest}.json", note)
+    note = {"stage": stage, "seconds": round(seconds, 1), "run": None}
+    write_json(_note(digest), note)
+    tracker.write("made", {"digest": digest, "note": note})
+
+
+def amend(digest: str, note: Mapping[str, Any], run: str) -> None:
+    """Put the run's id in this store to a note that `remember` made."""
+    write_json(_note(digest), {**note, "run": run, "store": queue().name})
 
 
 def recall(metrics: bytes) -> dict[str, Any] | None:
     """The note that `remember` made for a metrics file of this content, or None."""
-    digest = hashlib.md5(metrics).hexdigest()
-    note = djepa_home() / "stage-runs" / f"{digest}.json"
-    return read_json(note) if note.exists() else None
+    return noted(hashlib.md5(metrics).hexdigest())
 
 
-def complete_parent(tracker: Tracker, metrics: Path) -> None:
-    """Copy the final figures of all stages to the parent, with a tag for each child's run id.
+def noted(digest: str) -> dict[str, Any] | None:
+    """The note for a metrics file with this MD5, or None; a run in another store is none."""
+    if not _note(digest).exists():
+        return None
+    note = read_json(_note(digest))
+    return note if note.get("store") == queue().name else note | {"run": None}
 
-    And register the critics (components/registry.py).
+
+def complete_parent(tracker: QueuedTracker, metrics: Path) -> None:
+    """Have the final figures of all stages copied to the parent, and what was made registered.
 
     Stages that DVC took from its cache ran under another parent, or under this one earlier;
-    either way the comparison of parents is complete.
+    the parent gets a tag with each one's run either way, so that a comparison is complete.
     """
-    if not isinstance(tracker, MlflowTracker):
-        return
-    child = tracker.client.get_run(tracker.run_id)
-    parent = MlflowTracker(tracker.client, child.data.tags["mlflow.parentRunId"])
     figures: dict[str, float] = {}
-    critics: dict[str, str] = {}
+    curve: dict[int, dict[str, float]] = {}
+    digests: dict[str, str] = {}
     for file in sorted(metrics.rglob("*.json")):
         name = file.relative_to(metrics).with_suffix("").as_posix()
         for key, value in flatten(read_json(file)).items():
@@ -356,10 +331,21 @@ def complete_parent(tracker: Tracker, metrics: Path) -> None:
             known = any(fnmatchcase(figure, pattern) for pattern in FINAL)
             if known and isinstance(value, int | float) and not isinstance(value, bool):
                 figures[figure] = float(value)
-        note = recall(file.read_bytes())
-        if note and note["run"]:
-            parent.set_tags({f"child.{note['stage'].replace('@', '-')}": note["run"]})
-            if file.parent == metrics / "critic":
-                critics[file.stem] = note["run"]
-    parent.log_metrics(figures)
-    register_critics(tracker.client, critics, {"git.commit": _git_commit()})
+        digests[name] = hashlib.md5(file.read_bytes()).hexdigest()
+        trained = metrics / "train" / file.name
+        if file.parent.name == "evaluate" and trained.exists():
+            images = read_json(trained).get("images_total")
+            if images is not None:
+                scores = read_json(file)["geneval"]
+                held_out = {"by_images/geneval.overall": scores["overall"]}
+                whole = scores.get("all", scores)["overall"]
+                curve[int(images)] = held_out | {"by_images/geneval.all.overall": whole}
+    tracker.write(
+        "outcome",
+        {
+            "figures": figures,
+            "curve": sorted(curve.items()),
+            "digests": digests,
+            "versions": versions(),
+        },
+    )

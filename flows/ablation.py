@@ -20,7 +20,8 @@ from components.errors import UserError, explain, say
 from components.evaluation.ablation import GROUPS, Result, path
 from components.files import hash_of
 from components.home import checkout
-from components.tracking import open_run, recall
+from components.runs import open_run
+from components.tracking import recall, wait_sent
 from flows.command import StageFailed, command
 from flows.experiments import Experiment, commit_of, git
 from flows.pipeline import data
@@ -69,7 +70,8 @@ def _experiments(
         digest = hash_of([*code, params[group] | {"seed": seed}])[:8]
         name = f"{params[group]['scale']}-{group}-{seed}-{digest}"
         settings = (*own, f"ablation={group}", f"seed={seed}")
-        made[seed, group] = Experiment(group, seed, name, settings, threads)
+        family = params[group]["family"]
+        made[seed, group] = Experiment(family, group, seed, name, settings, threads)
     return made
 
 
@@ -93,7 +95,7 @@ def one(experiment: Experiment, before: Sequence[Experiment], parent: str) -> Re
     """
     group, seed = experiment.group, experiment.seed
     tags = {"kind": "ablation group", "ablation": group, "seed": str(seed)}
-    tracker = open_run(f"{group}, seed {seed}", tags, parent)
+    tracker = open_run(experiment.family, f"{group}, seed {seed}", tags, parent)
     status = "FAILED"
     try:
         if commit_of(experiment.name) is None:
@@ -101,6 +103,7 @@ def one(experiment: Experiment, before: Sequence[Experiment], parent: str) -> Re
         else:
             get_run_logger().info("%s is there", experiment.name)
         result = experiment.result()
+        wait_sent()  # the stages' runs have their ids then
         tracker.log_metrics(result.figures())
         tags = {"dvc.experiment": experiment.name}
         # Scores by images seen along the whole path: MLflow draws groups into one chart, and the
@@ -172,7 +175,8 @@ def ablation(
     threads = max(1, (os.cpu_count() or 1) // at_once)
     made = _experiments(jobs, own, params, threads)
     key = hash_of([sorted(own), git("rev-parse", "HEAD"), load()["data"]])
-    parent = open_run(f"ablation {scale}", {"kind": "ablation", "ablation.key": key})
+    family = made[jobs[0]].family
+    parent = open_run(family, f"ablation {scale}", {"kind": "ablation", "ablation.key": key})
     status = "KILLED"
     try:
         prepare(made[jobs[0]], parent.run_id)

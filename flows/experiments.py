@@ -25,10 +25,12 @@ _reading = threading.Lock()
 class Experiment:
     """One group with one seed.
 
-    name: of the experiment, the same exactly where code, parameters and data are the same.
+    family: the experiment in MLflow. name: of the experiment in DVC, the same exactly where code,
+    parameters and data are the same.
     settings: overrides of the parameter tree. threads: of each of its processes.
     """
 
+    family: str
     group: str
     seed: int
     name: str

@@ -10,8 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from components.errors import UserError
-from components.processes import spread
+from components import cli, stages
+from components.errors import BUSY, Busy, UserError
+from components.processes import only_one, spread
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,7 +53,7 @@ def test_an_error_comes_through_and_a_death_is_put_in_words():
 def test_a_killed_parent_leaves_no_process_behind(tmp_path):
     code = """
 import time
-from components.processes import spread
+from components.processes import only_one, spread
 
 def slow():
     return lambda part: time.sleep(60)
@@ -74,3 +75,45 @@ if __name__ == "__main__":
     parent.wait()
     assert len(children) == 3
     assert not psutil.wait_procs(children, timeout=20)[1]
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from components.processes import only_one
+with only_one(Path(sys.argv[1]), "The stage phase1"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_only_one_process_is_at_a_stage_until_it_ends_or_is_killed(tmp_path: Path) -> None:
+    lock = tmp_path / "resume" / "hash.lock"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(lock)], cwd=ROOT, stdout=subprocess.PIPE
+    )
+    try:
+        assert holder.stdout is not None and holder.stdout.readline()
+        said = rf"phase1 is being run by process {holder.pid} in {ROOT}"
+        with pytest.raises(Busy, match=said), only_one(lock, "The stage phase1"):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+    with only_one(lock, "The stage phase1"):
+        assert lock.exists()
+    assert not lock.exists()
+
+
+def test_a_stage_that_another_process_is_at_ends_with_the_code_to_try_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def busy(name: str) -> None:
+        raise Busy(f"The stage {name} is being run by process 7")
+
+    monkeypatch.setattr(stages, "run_stage", busy)
+    monkeypatch.setattr(sys, "argv", ["djepa", "stage", "phase1"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == BUSY
+    assert capsys.readouterr().err == "djepa: The stage phase1 is being run by process 7\n"

@@ -1,4 +1,4 @@
-"""Critics in a real MLflow registry (sqlite): each once, by its DVC hash."""
+"""Critics and final models in a real MLflow registry (sqlite): each once, by its DVC hash."""
 
 from pathlib import Path
 
@@ -6,12 +6,14 @@ import mlflow
 import pytest
 import yaml
 
-from components import tracking
+from components import sending, tracking
 from components.files import write_json
-from components.registry import CRITIC, NEWEST
-from components.tracking import Tracker, complete_parent, remember, stage_run
+from components.registry import CRITIC, MODEL, NEWEST
+from components.runs import client
+from components.tracking import complete_parent, queue, remember, stage_run
 
-PARAMS = {"scale": "micro", "ablation": "none", "seed": 0}
+PARAMS = {"scale": "micro", "family": "micro", "ablation": "none", "seed": 0}
+ROUNDS = {"r1": {"model": "phase1"}, "r2": {"model": "r1"}}
 
 
 @pytest.fixture
@@ -21,9 +23,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     for name in ("DJEPA_PARENT_RUN", "DJEPA_FLOW_RUN"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(tracking, "start_sending", lambda: None)
+    monkeypatch.setattr(sending, "LINGER", 0.0)
     monkeypatch.chdir(tmp_path)
-    params = PARAMS | {"feedback": {"rounds": {"r1": {}, "r2": {}}}}
+    params = PARAMS | {"feedback": {"rounds": ROUNDS}, "dpo": {"from": "r2"}}
     Path("params.yaml").write_text(yaml.safe_dump(params))
+    Path("data.dvc").write_text(yaml.safe_dump({"outs": [{"path": "data", "md5": "dd.dir"}]}))
     return tmp_path
 
 
@@ -47,20 +52,21 @@ def train(name: str, drops: bool = True, auroc: float = 0.7) -> None:
         remember(f"critic@{name}", metrics, tracker, 1.0)
 
 
-def locked(**hashes: str) -> None:
-    """dvc.lock with these critics."""
-    outs = {
-        f"critic@{n}": {"outs": [{"path": f"critics/{n}", "md5": m}]} for n, m in hashes.items()
-    }
-    Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": outs}))
+def locked(folder: str = "critics", **hashes: str) -> None:
+    """dvc.lock with these outputs, beside what it has."""
+    file = Path("dvc.lock")
+    lock = yaml.safe_load(file.read_text()) if file.exists() else {"schema": "2.0", "stages": {}}
+    for name, digest in hashes.items():
+        lock["stages"][f"{folder}-{name}"] = {"outs": [{"path": f"{folder}/{name}", "md5": digest}]}
+    file.write_text(yaml.safe_dump(lock))
 
 
-def report() -> dict[str, mlflow.entities.model_registry.ModelVersion]:
+def report(registered: str = CRITIC) -> dict[str, mlflow.entities.model_registry.ModelVersion]:
     """Run the end of the stage report; the registry's versions by DVC hash."""
     with stage_run("report", PARAMS, {}) as tracker:
         complete_parent(tracker, Path("metrics"))
-    client = mlflow.MlflowClient(tracking.store())
-    found = client.search_model_versions(f"name = '{CRITIC}'")
+    sending.main(queue())
+    found = client().search_model_versions(f"name = '{registered}'")
     return {version.tags["dvc.hash"]: version for version in found}
 
 
@@ -74,8 +80,7 @@ def test_each_critic_is_one_version_that_names_its_dvc_hash(here: Path) -> None:
     assert version.tags["round"] == "r1" and version.tags["auroc"] == "0.7000"
     assert version.tags["previous"] == "none" and version.tags["git.commit"]
     assert "critics/r1, hash aa.dir" in version.description
-    client = mlflow.MlflowClient(tracking.store())
-    files = client.list_artifacts(version.run_id, "critic")
+    files = client().list_artifacts(version.run_id, "critic")
     assert [file.path for file in files] == ["critic/report.json"]
     assert version.source.endswith(f"{version.run_id}/artifacts/critic")
     assert len(report()) == 1 and report()["aa.dir"].version == version.version
@@ -84,12 +89,13 @@ def test_each_critic_is_one_version_that_names_its_dvc_hash(here: Path) -> None:
     locked(r1="aa.dir", r2="cc.dir")
     found = report()
     assert set(found) == {"aa.dir", "cc.dir"}
-    newest = client.get_model_version_by_alias(CRITIC, NEWEST)
+    newest = client().get_model_version_by_alias(CRITIC, NEWEST)
     assert newest.version == found["cc.dir"].version
 
 
 def test_a_critic_made_elsewhere_is_registered_without_a_run(here: Path) -> None:
     train("r1")
+    sending.main(queue())
     for note in (here / "home" / "stage-runs").iterdir():
         note.unlink()
     locked(r1="aa.dir")
@@ -97,7 +103,40 @@ def test_a_critic_made_elsewhere_is_registered_without_a_run(here: Path) -> None
     assert not version.run_id and version.source.endswith("critics/r1")
 
 
-def test_without_a_lock_or_mlflow_the_report_does_not_fail(here: Path) -> None:
+def test_without_a_lock_the_report_does_not_fail(here: Path) -> None:
     train("r1")
     assert report() == {}
-    complete_parent(Tracker(), Path("metrics"))
+
+
+def test_the_final_model_names_its_data_and_the_critics_it_was_trained_with(here: Path) -> None:
+    train("r1")
+    train("r2", drops=False)
+    locked(r1="aa.dir", r2="bb.dir")
+    locked("models", phase1="p1.dir", r1="m1.dir", r2="m2.dir")
+    write_json(Path("metrics/train/r2.json"), {"images_total": 300})
+    scores = {"overall": 0.5, "chance": 0.1, "stderr": 0.02}
+    write_json(Path("metrics/evaluate/r2.json"), {"geneval": scores})
+    with stage_run("phase2@r2", PARAMS, {}) as tracker:
+        remember("phase2@r2", Path("metrics/train/r2.json"), tracker, 1.0)
+    version = report(MODEL)["m2.dir"]
+    wanted = {
+        "stage": "r2",
+        "data.hash": "dd.dir",
+        "critics": "r1=aa.dir",
+        "dvc.path": "models/r2",
+        "geneval.overall": "0.5000",
+        "seed": "0",
+    }
+    assert wanted.items() <= version.tags.items()
+    run = client().get_run(version.run_id)
+    assert run.data.tags["stage"] == "phase2@r2"
+    parent = client().get_run(run.data.tags["mlflow.parentRunId"])
+    assert parent.data.tags["child.phase2-r2"] == version.run_id
+    curve = client().get_metric_history(parent.info.run_id, "by_images/geneval.overall")
+    assert [(point.step, point.value) for point in curve] == [(300, 0.5)]
+
+    locked("models", dpo="m3.dir")  # tuned from r2: the same critics
+    version = report(MODEL)["m3.dir"]
+    assert version.tags["critics"] == "r1=aa.dir"
+    newest = client().get_model_version_by_alias(MODEL, NEWEST)
+    assert newest.version == version.version
