@@ -17,7 +17,8 @@ from components.errors import UserError
 from components.files import read_json
 from components.home import djepa_home
 from components.remote import remote_name
-from components.tracking import flatten, open_run, store
+from components.runs import open_run
+from components.tracking import flatten, store
 
 NAME = re.compile(r"(?:models:/)?(?P<name>[^/@]+)(?:@(?P<alias>[\w.-]+)|/(?P<version>\d+))")
 HASH = "dvc.hash"  # the tag
