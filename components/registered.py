@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from components.compose import load
 from components.errors import UserError
 from components.files import read_json
 from components.home import djepa_home
@@ -210,7 +211,7 @@ def record(model: Model, out: Path, settings: Mapping[str, Any]) -> str:
     name = f"{model.name}/{model.version}" if model.version else str(model.folder)
     tags = {"kind": "evaluation", "model": name, "model.hash": found["model_hash"]}
     tags |= {f"evaluation.{key}": str(value) for key, value in settings.items()}
-    tracker = open_run(f"evaluation of {name}", tags)
+    tracker = open_run(load()["family"], f"evaluation of {name}", tags)
     status = "FAILED"
     try:
         # Under the names that the stage evaluate gives them.
