@@ -127,11 +127,12 @@ def remove_leftovers() -> list[str]:
     gone = []
     for run in runs():
         path = folder() / f"{_HERE}{run}"
-        if any(place.is_relative_to(path) for place in used):
-            os.utime(path)
-        elif time.time() - path.stat().st_mtime > GRACE:
-            shutil.rmtree(path)
-            gone.append(run)
+        with suppress(FileNotFoundError):  # another process may be removing it too
+            if any(place.is_relative_to(path) for place in used):
+                os.utime(path)
+            elif time.time() - path.stat().st_mtime > GRACE:
+                shutil.rmtree(path, ignore_errors=True)
+                gone.append(run)
     if gone:
         _git("worktree", "prune", cwd=checkout())
     return gone
