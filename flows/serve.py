@@ -27,11 +27,10 @@ from components.errors import UserError, explain, say
 from components.home import djepa_home
 from flows.guard import PATIENCE, guarded
 from flows.rest import Server
-from flows.worktree import remove_leftovers, runs
+from flows.worktree import GONE, give_up, runs
 
 FILE = Path("prefect.yaml")
 HOST = "127.0.0.1"
-GONE = "Its process is gone; finished stages and snapshots are kept: start the run again."
 START = 180  # seconds that the server may take to answer: its first start makes the database
 EVERY = 10  # seconds between two looks for runs whose process is gone
 REST = 5  # seconds before a process that ended by itself is started again
@@ -269,8 +268,7 @@ def _keep(kept: Sequence[Process], server: Server, stop: threading.Event) -> Non
                 process.start()
         if time.monotonic() - looked > EVERY:
             looked = time.monotonic()
-            for run in remove_leftovers():
-                server.end(run, "CRASHED", GONE)
+            give_up(server)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -25,6 +25,7 @@ from flows.rest import Server
 
 _HERE = f"{socket.gethostname()}-"  # DJEPA_HOME may be shared by machines
 RUN = "PREFECT__FLOW_RUN_ID"  # in the environment where a worker started this process
+GONE = "Its process is gone; finished stages and snapshots are kept: start the run again."
 GRACE = 60  # seconds that a worktree may have no process in it: not yet, or not any more
 
 
@@ -42,7 +43,10 @@ def add(branch: str, deployed: str) -> Path:
     Raises UserError where there is no such branch, or the flow there takes other parameters.
     """
     root = checkout()
-    remove_leftovers()
+    if RUN in os.environ:
+        give_up(Server(os.environ["PREFECT_API_URL"]))
+    else:
+        remove_leftovers()
     found = _git("rev-parse", "--verify", "--quiet", f"{branch}^{{commit}}", cwd=root)
     commit = found.stdout.strip()
     if found.returncode:
@@ -136,6 +140,12 @@ def remove_leftovers() -> list[str]:
     if gone:
         _git("worktree", "prune", cwd=checkout())
     return gone
+
+
+def give_up(server: Server) -> None:
+    """Remove leftovers, and say of their runs that they are over if nobody has said it."""
+    for run in remove_leftovers():
+        server.end(run, "CRASHED", GONE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
