@@ -33,7 +33,7 @@ try:
     from prefect.client.schemas.objects import TaskRun
     from prefect.states import State
 
-    from flows.process import run
+    from flows.process import run, wait_for_other
 except ModuleNotFoundError as missing:
     sentence = explain(missing)
     if __name__ != "__main__" or sentence is None:
@@ -79,7 +79,6 @@ def stage(name: str, work: bool = True) -> None:
         log.info("%s is up to date", name)
         return
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
-    told = float("-inf")
     while True:
         said: list[str] = []
         try:
@@ -91,11 +90,9 @@ def stage(name: str, work: bool = True) -> None:
                 raise StageFailed(name, failure.code, sentence) from failure
             if failure.code != BUSY:
                 raise
-        # The other one's result comes from DVC's cache then.
-        if time.monotonic() - told > 60:
-            told = time.monotonic()
-            log.info("%s is run by another process: waiting for it", name)
-        time.sleep(AGAIN)
+            log.info("waiting, since another process is at it: %s", failure)
+            wait_for_other(str(failure))
+        time.sleep(AGAIN)  # its result comes from DVC's cache then
 
 
 def _push(names: Sequence[str]) -> None:

@@ -8,8 +8,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
+import psutil
 from prefect import get_run_logger
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
@@ -104,3 +107,18 @@ def run(
         # Reached with the process alive only on cancellation, a timeout or an error here.
         _stop(process)
         _running.discard(process)
+
+
+def wait_for_other(sentence: str) -> None:
+    """Wait until the process that a busy stage's sentence names is over, and the DVC that runs it.
+
+    DVC takes the result into its cache only after the stage has ended: who began in between would
+    do the same work again. Returns at once where no process of this machine is named.
+    """
+    named = re.search(r"process (\d+) in ", sentence)
+    if named is None:
+        return
+    with suppress(psutil.Error):
+        stage = psutil.Process(int(named[1]))
+        above = (each for each in stage.parents() if "dvc" in " ".join(each.cmdline()))
+        psutil.wait_procs([stage, *islice(above, 1)])

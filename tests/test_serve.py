@@ -1,6 +1,8 @@
 """What `make serve` finds on a machine, and what it refuses; test_slow_serve.py has it running."""
 
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,3 +79,20 @@ def test_a_stage_that_another_process_runs_is_waited_for(monkeypatch: pytest.Mon
         codes = [2]
         with pytest.raises(StageFailed):
             pipeline.stage.fn("phase1")
+
+
+def test_the_wait_lasts_until_dvc_has_kept_the_result() -> None:
+    from flows.process import wait_for_other
+
+    stage = "import time; time.sleep(0.5)"
+    dvc = (
+        "import subprocess, sys, time\n"
+        f"stage = subprocess.Popen([sys.executable, '-c', {stage!r}])\n"
+        "print(stage.pid, flush=True); stage.wait(); time.sleep(1)"
+    )
+    with subprocess.Popen([sys.executable, "-c", dvc, "dvc"], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        pid = int(other.stdout.readline())
+        wait_for_other(f"The stage phase1 is being run by process {pid} in /here: wait for it")
+        assert other.poll() is not None
+    wait_for_other("The stage phase1 is being run by another process")
