@@ -64,7 +64,7 @@ def started(checkout: Checkout, *command: str, **extra: str) -> Iterator[subproc
 
 def longer_training(checkout: Checkout) -> None:
     """Another seed, so that phase 1 runs again, and long enough to be stopped in the middle."""
-    checkout.djepa("compose", "scale=micro", "seed=1", "training.phase1.images=4000")
+    checkout.djepa("compose", "scale=micro", "seed=1", "training.phase1.images=2500")
     checkout.dvc("repro", "encode")
 
 
