@@ -12,14 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from components.branch import check_branch, commit
 from components.compose import PARAMS, ROUNDS, SELECTED, compose, load
-from components.errors import BUSY, UserError, explain, say
+from components.errors import BUSY, Busy, UserError, explain, say
 from components.home import checkout
 from components.lockfile import check_lock, not_taken
+from components.processes import only_one
 from components.rawdata import RECORD
 from components.remote import push, remote_name
-from components.stages import LABELS, missing_labels
+from components.stages import LABELS, missing_labels, snapshots
 from flows.command import StageFailed, command
 
 try:
@@ -78,21 +81,39 @@ def stage(name: str, work: bool = True) -> None:
     if not work:
         log.info("%s is up to date", name)
         return
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
+    params = yaml.load(PARAMS.read_text(), yaml.CSafeLoader)
+    # The stage itself lets no other do the same at once, but DVC takes the result into its cache
+    # only after that: who began in between would do all of it again.
+    lock = snapshots(name.replace("-", "@"), params).with_suffix(".dvc")
+    told = float("-inf")
     while True:
-        said: list[str] = []
         try:
-            run(name, command, heard=said.append)
+            with only_one(lock, f"The stage {name}"):
+                _repro(name)
             return
+        except Busy as busy:
+            reason = str(busy)
         except StageFailed as failure:
-            sentence = not_taken(name, said)
-            if sentence is not None:
-                raise StageFailed(name, failure.code, sentence) from failure
             if failure.code != BUSY:
                 raise
-            log.info("waiting, since another process is at it: %s", failure)
-            wait_for_other(str(failure))
-        time.sleep(AGAIN)  # its result comes from DVC's cache then
+            reason = str(failure)
+            wait_for_other(reason)
+        if time.monotonic() - told > 60:
+            told = time.monotonic()
+            log.info("waiting: %s", reason)
+        time.sleep(AGAIN)
+
+
+def _repro(name: str) -> None:
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
+    said: list[str] = []
+    try:
+        run(name, command, heard=said.append)
+    except StageFailed as failure:
+        sentence = not_taken(name, said)
+        if sentence is None:
+            raise
+        raise StageFailed(name, failure.code, sentence) from failure
 
 
 def _push(names: Sequence[str]) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from components.errors import BUSY
+from components.errors import BUSY, Busy
+from components.processes import only_one
 from flows import serve
 from flows.command import StageFailed
 from tests.test_slow_flow import free_port
@@ -60,7 +61,9 @@ def test_a_port_that_is_taken_and_a_folder_without_deployments_are_one_sentence(
     assert "no prefect.yaml" in capsys.readouterr().err
 
 
-def test_a_stage_that_another_process_runs_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_that_another_process_runs_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from prefect.logging import disable_run_logger
 
     from flows import pipeline
@@ -68,17 +71,23 @@ def test_a_stage_that_another_process_runs_is_waited_for(monkeypatch: pytest.Mon
     codes = [BUSY, BUSY]
 
     def run(name: str, command: list[str], heard: Callable[[str], None]) -> None:
+        # A second flow does not begin before DVC has kept this one's result.
+        (lock,) = (tmp_path / "resume").glob("*.dvc")
+        with pytest.raises(Busy), only_one(lock, name):
+            pass
         if codes:
             raise StageFailed(name, codes.pop(), "another process runs it")
 
+    monkeypatch.setenv("DJEPA_HOME", str(tmp_path))
     monkeypatch.setattr(pipeline, "run", run)
     monkeypatch.setattr(pipeline, "AGAIN", 0)
     with disable_run_logger():
-        pipeline.stage.fn("phase1")
+        pipeline.stage.fn("evaluate-phase1")
         assert codes == []
         codes = [2]
         with pytest.raises(StageFailed):
-            pipeline.stage.fn("phase1")
+            pipeline.stage.fn("evaluate@r1")
+    assert not list((tmp_path / "resume").glob("*.dvc"))
 
 
 def test_the_wait_lasts_until_dvc_has_kept_the_result() -> None:
