@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import yaml
 
 from components.errors import UserError, explain, say
 from components.home import djepa_home
@@ -112,6 +113,13 @@ def check(port: int) -> None:
     """Raises UserError where there is nothing to deploy here, or the port is taken."""
     if not FILE.is_file():
         raise UserError(f"There is no {FILE} in {Path.cwd()}: run this in the top folder.")
+    try:
+        yaml.safe_load(FILE.read_text())
+    except yaml.YAMLError as error:
+        words = " ".join(str(error).split())
+        raise UserError(
+            f"{FILE} is no YAML ({words}): mend it and run `make serve` again."
+        ) from error
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -59,6 +59,9 @@ def test_a_port_that_is_taken_and_a_folder_without_deployments_are_one_sentence(
     monkeypatch.chdir(tmp_path)
     assert serve.main(["--port", str(port)]) == 2
     assert "no prefect.yaml" in capsys.readouterr().err
+    (tmp_path / "prefect.yaml").write_text("deployments: [")
+    assert serve.main(["--port", str(port)]) == 2
+    assert "prefect.yaml is no YAML" in capsys.readouterr().err
 
 
 def test_a_stage_that_another_process_runs_is_waited_for(
