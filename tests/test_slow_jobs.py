@@ -32,7 +32,7 @@ def artifacts(checkout: Checkout) -> dict[str, str]:
     """What Prefect keeps of each artifact's key, the newest."""
     with closing(sqlite3.connect(checkout.root / ".djepa/prefect/prefect.db")) as database:
         found = database.execute("select key, data from artifact order by created").fetchall()
-    return dict(found)
+    return {key: json.loads(data) for key, data in found}
 
 
 def flow(checkout: Checkout, name: str, *arguments: str, **extra: str) -> Answer:
@@ -68,7 +68,7 @@ def test_clean_up_keeps_registered_models_and_evaluation_scores_them(registered:
     answer = flow(registered, "cleanup", "--days", "0", "--remove", "--cache")
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert not left.exists()
-    rows = json.loads(json.loads(artifacts(registered)["clean-up"]))
+    rows = json.loads(artifacts(registered)["clean-up"])
     assert {(row["kind"], row["done"]) for row in rows} == {
         ("snapshot", "removed"),
         ("DVC's cache", "removed"),
@@ -167,7 +167,7 @@ def test_new_shards_become_a_batch_and_a_killed_run_goes_on(tmp_path: Path) -> N
     assert "damaged" in set(rejects[rejects["shard"] == "damaged"]["filter"])
     kept = pd.read_parquet(noted.out / "manifest.parquet")
     assert set(kept["shard"]) == {"00000", "00001"}
-    page = json.loads(artifacts(here)["new-shards"])
+    page = artifacts(here)["new-shards"]
     assert "pictures kept" in page and "Contract: held" in page
 
     # Killed between the set and the ledger: it is not curated again. A contract that it breaks is
