@@ -161,6 +161,7 @@ def _materialise(model: Model, place: Path) -> None:
     from dvc_data.hashfile.build import build
     from dvc_data.hashfile.checkout import CheckoutError, checkout
     from dvc_data.hashfile.hash_info import HashInfo
+    from dvc_data.hashfile.tree import Tree
     from dvc_objects.errors import ObjectFormatError
 
     what, info = f"{model.name}/{model.version}", HashInfo("md5", model.digest)
@@ -178,7 +179,8 @@ def _materialise(model: Model, place: Path) -> None:
                     f"from the machine that trained it (`dvc push`), or evaluate another version."
                 ) from None
             try:
-                repo.cloud.pull([info])
+                repo.cloud.pull([info])  # which files there are, then they themselves
+                repo.cloud.pull([entry for _, _, entry in Tree.load(cache, info)])
                 shutil.rmtree(place, ignore_errors=True)
                 checkout(str(place), localfs, load(cache, info), cache=cache)
             except (*missing, DvcException, OSError) as error:
