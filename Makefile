@@ -8,7 +8,9 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export GX_ANALYTICS_ENABLED := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install demo test test-slow lint format ui lock
+PORT ?= 4200
+
+.PHONY: install demo test test-slow lint format ui serve lock
 
 install: $(STAMP)
 
@@ -41,6 +43,10 @@ format: install
 
 ui: install
 	$(BIN)/djepa ui
+
+# Prefect's server, the deployments of prefect.yaml and workers, until Ctrl-C; see docs/operating.md.
+serve: install
+	@$(BIN)/python -m flows.serve --port $(PORT)
 
 # Pin what is installed now: names and versions only.
 lock:

@@ -60,6 +60,31 @@ def check_branch(branch: str) -> None:
     _base(branch)
 
 
+def go_on_from(branch: str) -> bool:
+    """In a linked worktree, check out the branch's tip with what was checked out merged into it.
+
+    Returns whether another commit is checked out now; never in the main checkout, which is its
+    user's. Raises UserError where the two do not merge; the worktree is as before then.
+    """
+    tip, head = _tip(branch), _git("rev-parse", "HEAD")
+    main = _git("rev-parse", "--absolute-git-dir") == _git(
+        "rev-parse", "--path-format=absolute", "--git-common-dir"
+    )
+    if main or tip is None or _git("merge-base", head, tip) == tip:
+        return False
+    _git("var", "GIT_COMMITTER_IDENT")
+    _git("checkout", "--quiet", "--detach", tip)
+    try:
+        _git("merge", "--quiet", "--no-edit", "-m", f"Merge {head[:10]} into {branch}", head)
+    except UserError as problem:
+        _git("reset", "--quiet", "--hard", head)
+        raise UserError(
+            f"The branch {branch} and the commit {head[:10]} do not merge by themselves: merge "
+            f"that commit into {branch} by hand, or name another branch."
+        ) from problem
+    return True
+
+
 def commit(branch: str, paths: Sequence[Path], message: str) -> str:
     """Commit these files as they are now on a branch, made at HEAD if need be; returns its hash.
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -160,6 +161,28 @@ def compare(
     wait_sent()
     print(write_comparison(read_parents(client(), parents or [], family), out))
     print(f"{out / 'compare.html'} has the plots too")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A model folder, e.g. models/dpo")],
+    out: Annotated[Path, typer.Argument(help="Folder for pictures, grid and result.json")],
+    pictures: Annotated[
+        int | None, typer.Option(min=1, help="Of each task; by default evaluation.pictures")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="By default evaluation.seed: prompts and noise")
+    ] = None,
+) -> None:
+    """Draw the benchmark with any model folder and score it, as the stage evaluate does."""
+    from components.compose import load
+    from components.evaluation.alone import evaluate_alone
+
+    params, given = load(), {"pictures": pictures, "seed": seed}
+    params["evaluation"] |= {k: v for k, v in given.items() if v is not None}
+    # A polite stop clears up what is half written.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    evaluate_alone(model, out, params)
 
 
 @app.command()

@@ -141,6 +141,8 @@ LIMITS: dict[str, Limit] = {
     "evaluation.blip_vqa.batch": COUNT,
     "evaluation.clip_score.batch": COUNT,
     "evaluation.pick_score.batch": COUNT,
+    "operation.keep_days": Limit("a number from 0 on", 0),
+    "operation.quiet_minutes": Limit("a number from 0 on", 0),
 }
 
 

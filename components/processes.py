@@ -78,13 +78,17 @@ def _begin(parent: int, make: Callable[[], Callable[[Any], Any]]) -> None:
     end_with(parent)
 
 
-def end_with(parent: int) -> None:
+def _leave() -> None:
+    os._exit(1)
+
+
+def end_with(parent: int, end: Callable[[], None] = _leave) -> None:
     """End this process soon after process `parent`, its parent: a killed run leaves none."""
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
-        os._exit(1)
+        end()
 
     threading.Thread(target=watch, daemon=True).start()
 

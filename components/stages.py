@@ -239,6 +239,12 @@ def _inputs(stage: str, params: Mapping[str, Any]) -> dict[str, str]:
     return {path: outs[path] for path in dependencies(stage, params) if path in outs}
 
 
+def snapshots(stage: str, params: Mapping[str, Any]) -> Path:
+    """The folder for this stage's snapshots: another one for other parameters or inputs."""
+    key = hash_of([stage, section(stage, params), _inputs(stage, params)])
+    return djepa_home() / "resume" / key
+
+
 def dependencies(stage: str, params: Mapping[str, Any]) -> list[str]:
     """The paths that dvc.yaml lists as the stage's inputs, names filled in as DVC does."""
     key = stage.partition("@")[2]
@@ -304,7 +310,7 @@ def run_stage(stage: str) -> None:
         if not Path(path).exists():
             way = _way(path, name, key, params)
             raise UserError(f"The stage {stage} needs {path}, which is not there: {way}.")
-    resume = djepa_home() / "resume" / hash_of([stage, part, _inputs(stage, params)])
+    resume = snapshots(stage, params)
     # A polite stop ends the run as KILLED instead of leaving it running for ever.
     signal.signal(signal.SIGTERM, _stop)
     if rank > 0:  # rank 0 reports for all

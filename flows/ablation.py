@@ -11,7 +11,9 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from components.compose import composed, load
 from components.errors import UserError, explain, say
@@ -22,7 +24,8 @@ from components.runs import open_run, with_group
 from components.tracking import recall, wait_sent
 from flows.command import StageFailed, command
 from flows.experiments import Experiment, commit_of, git
-from flows.pipeline import data, stop_all
+from flows.pipeline import data
+from flows.process import stop_all
 
 try:
     from prefect import flow, get_run_logger, task
@@ -38,6 +41,7 @@ except ModuleNotFoundError as missing:
 
 REPORT = Path("reports/ablation")
 Job = tuple[int, str]  # seed, group
+Group = Literal["A", "B", "C", "D", "E", "F", "G"]
 
 
 def _parameters(jobs: Sequence[Job], own: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -147,11 +151,11 @@ def _jobs(groups: Sequence[str], seeds: int, at_once: int) -> list[Job]:
 
 @flow(name="ablation", log_prints=True)
 def ablation(
-    seeds: int = 3,
-    groups: Sequence[str] = ("A", "B", "C", "D", "E", "F", "G"),
+    seeds: Annotated[int, Field(ge=1)] = 3,
+    groups: Sequence[Group] = ("A", "B", "C", "D", "E", "F", "G"),
     scale: str = "ablation",
-    at_once: int = 2,
-    hours: float | None = None,
+    at_once: Annotated[int, Field(ge=1)] = 2,
+    hours: Annotated[float, Field(ge=0)] | None = None,
     overrides: Sequence[str] = (),
 ) -> str:
     """Run groups of Table 4 and write the table and plot to reports/ablation.

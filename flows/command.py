@@ -1,11 +1,13 @@
 """How the commands of the flows end: one sentence and an exit code, no traceback."""
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
 
 from components.errors import UserError, explain, say
+from components.processes import end_with
 
 
 class StageFailed(RuntimeError):
@@ -27,6 +29,17 @@ class _OneSentence(logging.Filter):
 
 for _name in ("prefect.task_runs", "prefect.flow_runs"):
     logging.getLogger(_name).addFilter(_OneSentence())
+
+
+def _interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+# A worker of Prefect's started this process. One that is killed cannot end its flows, and another
+# would start the same work beside them. The signal has a flow end its stage, which writes its
+# snapshot, and Prefect note the run as crashed.
+if "PREFECT__FLOW_RUN_ID" in os.environ:
+    end_with(os.getppid(), _interrupt)
 
 
 def command(program: str, body: Callable[[], object], kept: str = "") -> int:

@@ -16,7 +16,7 @@ from components.errors import UserError
 from components.evaluation.ablation import COMPARED, GROUPS, Result
 from components.registry import raw_hash
 from components.runs_view import group_tags
-from flows.pipeline import run
+from flows.process import run
 
 # DVC puts an experiment aside in the workspace, then takes what was put aside last: two that start
 # in the same seconds could take each other's.

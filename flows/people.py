@@ -30,7 +30,8 @@ def wait_for_labels(round_name: str, file: Path, people: dict[str, Any]) -> None
     hours, done = float(people["hours"]), labelling.done()
     over = False
     if done < labelling.least:
-        words = f"{labelling.least} labelled pictures of {round_name}: `{labelling.how()}`"
+        how = f"`{labelling.how()}` in {Path.cwd()}"
+        words = f"{labelling.least} labelled pictures of {round_name}: {how}"
         log.warning("Waiting for %s, at most %g h; there are %d", words, hours, done)
         watch = _Watch(labelling, words, 3600 * hours, float(people["every"]))
         watch.start()

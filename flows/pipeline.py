@@ -1,26 +1,28 @@
 """The whole pipeline as one Prefect flow: `python -m flows.pipeline`.
 
-Each task is one stage of dvc.yaml, run by `dvc repro` in a process group of its own: Prefect
-runs it, DVC decides whether it must run and keeps its result.
+Each task is one stage of dvc.yaml, run by `dvc repro`: Prefect runs it, DVC decides whether it
+must run and keeps its result.
 """
 
 import base64
 import json
-import os
-import re
-import signal
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from components.compose import load
-from components.errors import explain, say
+import yaml
+
+from components.branch import check_branch, commit
+from components.compose import PARAMS, ROUNDS, SELECTED, compose, load
+from components.errors import BUSY, Busy, UserError, explain, say
 from components.home import checkout
-from components.stages import missing_labels
+from components.lockfile import check_lock, not_taken
+from components.processes import only_one
+from components.rawdata import RECORD
+from components.remote import push, remote_name
+from components.stages import LABELS, missing_labels, snapshots
 from flows.command import StageFailed, command
 
 try:
@@ -32,14 +34,16 @@ try:
     )
     from prefect.cache_policies import NO_CACHE
     from prefect.client.schemas.objects import TaskRun
-    from prefect.runtime import flow_run
     from prefect.states import State
+
+    from flows.process import run, wait_for_other
 except ModuleNotFoundError as missing:
     sentence = explain(missing)
     if __name__ != "__main__" or sentence is None:
         raise
     sys.exit(say("pipeline", sentence))
 
+AGAIN = 5  # seconds until a stage that another process runs is tried again
 # What Prefect shows of a stage: file, key of the artifact, description.
 SHOWN = {
     "curate": [("curated/report.md", "curation", "What was kept and rejected")],
@@ -50,93 +54,6 @@ SHOWN = {
         ("plots/scores.png", "scores", "Scores by task, with the chance floor"),
     ],
 }
-PATIENCE = 20  # seconds a stage gets to write its snapshot before it is killed
-
-
-# Commands that run now: a flow whose tasks are threads must end them itself, see `stop_all`.
-_running: set[subprocess.Popen[str]] = set()
-_stopping = threading.Event()
-
-
-def _environment() -> dict[str, str]:
-    tools = str(Path(sys.executable).parent)
-    extra = {"PYTHONUNBUFFERED": "1", "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
-    identifier = flow_run.get_id()
-    if identifier:
-        extra["DJEPA_FLOW_RUN"] = identifier
-    return os.environ | extra
-
-
-def _stop(process: subprocess.Popen[str]) -> None:
-    """End the whole group: a signal to dvc alone would leave the trainer running."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-            # dvc ends at once; the stage below it still has a run to close.
-            for _ in range(PATIENCE * 10):
-                process.poll()
-                os.killpg(process.pid, 0)
-                time.sleep(0.1)
-        except ProcessLookupError:
-            return
-
-
-def stop_all() -> None:
-    """End every command that `run` has running, with all that it started, and start no other."""
-    _stopping.set()
-    for process in list(_running):
-        _stop(process)
-
-
-def run(
-    name: str,
-    command: list[str],
-    extra: Mapping[str, str] | None = None,
-    heard: Callable[[str], None] | None = None,
-) -> None:
-    """Run a command in its own process group, each line of output to the run's log.
-
-    Args:
-        name: what the log and a failure call it.
-        command: program and arguments.
-        extra: set in its environment.
-        heard: told each line.
-
-    Raises:
-        StageFailed: the command's exit code was not 0, or the flow is being stopped.
-    """
-    log = get_run_logger()
-    last, code = "no output", None
-    if _stopping.is_set():
-        raise StageFailed(name, -signal.SIGTERM, "the flow is being stopped")
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=_environment() | dict(extra or {}),
-        start_new_session=True,
-    )
-    _running.add(process)
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            line = line.rstrip()
-            if line:
-                log.info(line)
-                if heard:
-                    heard(line)
-            if line.startswith("djepa: "):
-                last = line.removeprefix("djepa: ")
-            exited = re.search(r"exited with (-?\d+)", line)
-            if exited:
-                code = int(exited[1])
-        if process.wait():
-            raise StageFailed(name, process.returncode if code is None else code, last)
-    finally:
-        # Reached with the process alive only on cancellation, a timeout or an error here.
-        _stop(process)
-        _running.discard(process)
 
 
 def _can_help(task: Any, task_run: TaskRun, state: State) -> bool:
@@ -158,10 +75,54 @@ def data() -> None:
     retry_delay_seconds=2,
     retry_condition_fn=_can_help,
 )
-def stage(name: str) -> None:
-    """Bring one stage of dvc.yaml up to date."""
+def stage(name: str, work: bool = True) -> None:
+    """Bring one stage of dvc.yaml up to date; without work for it, that is all there is to say."""
+    log = get_run_logger()
+    if not work:
+        log.info("%s is up to date", name)
+        return
+    params = yaml.load(PARAMS.read_text(), yaml.CSafeLoader)
+    # The stage itself lets no other do the same at once, but DVC takes the result into its cache
+    # only after that: who began in between would do all of it again.
+    lock = snapshots(name.replace("-", "@"), params).with_suffix(".dvc")
+    told = float("-inf")
+    while True:
+        try:
+            with only_one(lock, f"The stage {name}"):
+                _repro(name)
+            return
+        except Busy as busy:
+            reason = str(busy)
+        except StageFailed as failure:
+            if failure.code != BUSY:
+                raise
+            reason = str(failure)
+            wait_for_other(reason)
+        if time.monotonic() - told > 60:
+            told = time.monotonic()
+            log.info("waiting: %s", reason)
+        time.sleep(AGAIN)
+
+
+def _repro(name: str) -> None:
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
-    run(name, command)
+    said: list[str] = []
+    try:
+        run(name, command, heard=said.append)
+    except StageFailed as failure:
+        sentence = not_taken(name, said)
+        if sentence is None:
+            raise
+        raise StageFailed(name, failure.code, sentence) from failure
+
+
+def _push(names: Sequence[str]) -> None:
+    """Send results to DVC's remote if there is one; a remote that is away stops no run."""
+    if names and remote_name() is not None:
+        try:
+            push(names)
+        except UserError as problem:
+            get_run_logger().warning("%s", problem)
 
 
 def _ask(round_name: str) -> None:
@@ -195,34 +156,78 @@ def show(name: str) -> None:
             create_markdown_artifact(path.read_text(), key=key, description=words)
 
 
-def stage_names() -> list[str]:
-    """The stages of dvc.yaml, each after those it depends on."""
+def plan() -> dict[str, bool]:
+    """The stages of dvc.yaml, each after those it depends on, and whether there is work for it.
+
+    There is where DVC finds it changed, and so it may be for all that come after such a one.
+    """
+    from dvc.lock import LockError
     from dvc.repo import Repo
     from networkx import dfs_postorder_nodes
 
     with Repo() as repo:
-        ordered = list(dfs_postorder_nodes(repo.index.graph))
-    return [node.name for node in ordered if getattr(node, "name", None)]
+        graph = repo.index.graph
+        try:
+            changed = set(repo.status())
+        except LockError:  # somebody's `dvc repro`: each stage's own command waits for it
+            changed = {node.addressing for node in graph}
+        work: dict[Any, bool] = {}
+        for node in dfs_postorder_nodes(graph):  # an edge goes to what a stage needs
+            needs = (work[needed] for needed in graph.successors(node))
+            work[node] = node.addressing in changed or any(needs)
+    return {node.name: work[node] for node in work if getattr(node, "name", None)}
 
 
 @flow(name="pipeline", log_prints=True)
-def pipeline(stages: list[str] | None = None) -> None:
-    """Bring the whole pipeline up to date, stage by stage.
+def pipeline(
+    overrides: Sequence[str] = (),
+    stages: Sequence[str] = (),
+    branch: str = "",
+) -> None:
+    """Bring the whole pipeline up to date, stage by stage; what is up to date is not run again.
 
     Before the critic of a round with people's labels the run pauses until they are given.
 
     Args:
-        stages: names from dvc.yaml to run, in order; all of them when left out.
+        overrides: NAME=VALUE of parameters as `djepa compose` takes them, for example scale=small
+            or seed=1; they become the whole choice. With none, the committed choice stands.
+        stages: names from dvc.yaml to run, in this order; with none, all of them.
+        branch: a git branch that gets a commit of parameters and dvc.lock at the end; made where
+            it is missing. When empty, nothing is committed.
     """
+    check_lock()
+    if branch:
+        check_branch(branch)
+    if overrides:
+        compose(overrides=overrides)
     data()
-    names = stages or stage_names()
+    work = plan()
+    unknown = [name for name in stages if name not in work]
+    if unknown:
+        raise UserError(
+            f"dvc.yaml has no stage {', '.join(unknown)}: it has {', '.join(work)}; name some of "
+            f"them in `stages`, or leave it out for all."
+        )
+    names = list(stages or work)
     log = get_run_logger()
+    _push([name for name in names if not work[name]])
     for number, name in enumerate(names, 1):
         log.info("stage %d of %d: %s", number, len(names), name)
-        if name.startswith("critic@"):
+        if work[name] and name.startswith("critic@"):
             _ask(name.partition("@")[2])
-        stage(name)
+        stage(name, work[name])
         show(name)
+        if work[name]:
+            _push([name])
+    if branch:
+        made = commit_results(branch, f"Results of {' '.join(overrides) or 'the pipeline'}")
+        log.info("Commit %s on the branch %s has parameters and dvc.lock", made[:10], branch)
+
+
+def commit_results(branch: str, message: str) -> str:
+    """Commit parameters, labels and dvc.lock on a branch; returns the commit."""
+    paths = [ROUNDS, SELECTED, PARAMS, Path("dvc.lock"), RECORD, *LABELS.glob("*.jsonl")]
+    return commit(branch, paths, message)
 
 
 def main() -> int:
@@ -232,6 +237,7 @@ def main() -> int:
         # What every stage needs is looked at before Prefect's server is started.
         checkout()
         load()
+        check_lock()
         pipeline()
 
     kept = "Finished stages are kept; mend it and run the same command."

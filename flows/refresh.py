@@ -7,20 +7,21 @@ commits parameters and dvc.lock on a branch. A refresh that was stopped goes on 
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from components.branch import check_branch, commit
-from components.compose import PARAMS, ROUNDS, SELECTED, append_round, load
+from pydantic import Field
+
+from components.branch import check_branch, go_on_from
+from components.compose import ROUNDS, append_round, load
 from components.errors import explain, say
 from components.home import checkout
-from components.stages import LABELS
 from flows.command import command
+from flows.worktree import fill
 
 try:
     from prefect import flow, get_run_logger
 
-    from flows.pipeline import pipeline
+    from flows.pipeline import commit_results, pipeline
 except ModuleNotFoundError as missing:
     sentence = explain(missing)
     if __name__ != "__main__" or sentence is None:
@@ -29,7 +30,10 @@ except ModuleNotFoundError as missing:
 
 
 @flow(name="refresh", log_prints=True)
-def refresh(labels: Literal["auto", "people"] = "auto", branch: str = "refresh") -> str:
+def refresh(
+    labels: Literal["auto", "people"] = "auto",
+    branch: Annotated[str, Field(min_length=1)] = "refresh",
+) -> str:
     """Train one more round with a new critic; returns the commit that has it.
 
     Args:
@@ -38,7 +42,7 @@ def refresh(labels: Literal["auto", "people"] = "auto", branch: str = "refresh")
         branch: the git branch that gets the commit; made where it is missing.
     """
     log = get_run_logger()
-    check_branch(branch)
+    start_from(branch)
     newest = list(load()["feedback"]["rounds"])[-1]
     if finished(newest):
         newest = append_round(labels)
@@ -47,11 +51,19 @@ def refresh(labels: Literal["auto", "people"] = "auto", branch: str = "refresh")
         log.info("Round %s is not finished: this run goes on with it", newest)
     pipeline()
     said = load()["feedback"]["rounds"][newest]["labels"]
-    paths = [ROUNDS, SELECTED, PARAMS, Path("dvc.lock"), Path("data.dvc")]
-    paths += [file for file in [LABELS / f"{said}.jsonl"] if file.exists()]
-    made = commit(branch, paths, f"Round {newest} of data feedback, labels: {said}")
+    made = commit_results(branch, f"Round {newest} of data feedback, labels: {said}")
     log.info("Commit %s on the branch %s has the round", made[:10], branch)
     return made
+
+
+def start_from(branch: str) -> None:
+    """See that the commit will be possible; a worktree's refresh goes on from the branch's rounds.
+
+    By hand it goes on from what is checked out: nobody's checkout is moved.
+    """
+    if go_on_from(branch):
+        fill()
+    check_branch(branch)
 
 
 def finished(round_name: str) -> bool:

@@ -113,3 +113,15 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     (made.root / "pipeline.log").write_text(answer.stdout + answer.stderr)
     assert answer.returncode == 0, f"{answer.stdout}\n{answer.stderr}"
     yield made
+
+
+@pytest.fixture(scope="session")
+def undisturbed(micro: Checkout, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The hash of the weights that `longer_training` gives when nothing disturbs it."""
+    from tests.test_graph import copy
+    from tests.test_slow_flow import longer_training, trained
+
+    checkout = copy(micro, tmp_path_factory.mktemp("undisturbed") / "checkout")
+    longer_training(checkout)
+    checkout.dvc("repro", "--single-item", "phase1")
+    return trained(checkout)

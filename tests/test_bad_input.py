@@ -17,6 +17,7 @@ from components.compose import composed
 from components.curation.shards import write_shard
 from components.errors import FULL_WORDS, UserError, explain
 from components.limits import CHOICES, LIMITS, check, numbers
+from components.lockfile import check_lock
 from tests.conftest import ROOT, Answer, Checkout, make_checkout
 from tests.test_curation import sound
 
@@ -264,6 +265,16 @@ def test_a_full_disk_is_told_from_what_libraries_make_of_it() -> None:
         assert "The disk is full" in str(explain(error))
     assert explain(OSError(5, "Input/output error")) is None
     assert explain(KeyError("a bug")) is None
+
+
+@pytest.mark.parametrize("text", ["", "schema: '2.0'\nstages:\n  cur", "schema: '2.0'\n"])
+def test_a_lock_file_that_was_cut_off_is_said(tmp_path: Path, text: str) -> None:
+    check_lock(tmp_path)  # there is none
+    (tmp_path / "dvc.lock").write_text(text)
+    with pytest.raises(UserError, match=r"run `git checkout dvc\.lock` there"):
+        check_lock(tmp_path)
+    (tmp_path / "dvc.lock").write_text("schema: '2.0'\nstages: {curate: {cmd: x}}\n")
+    check_lock(tmp_path)
 
 
 # ---- no git

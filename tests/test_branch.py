@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from components.branch import check_branch, commit
+from components.branch import check_branch, commit, go_on_from
 from components.errors import UserError
 from tests.conftest import Checkout
 
@@ -56,3 +56,33 @@ def test_a_branch_that_went_elsewhere_is_refused_before_any_work(here: Checkout)
         check_branch("refresh")
     with pytest.raises(UserError, match="check-ref-format"):
         check_branch("no such..name")
+
+
+def test_a_worktree_goes_on_from_the_branch_and_takes_in_what_it_had(
+    here: Checkout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("params.yaml").write_text("a: 1\n")
+    round_two = commit("refresh", [Path("params.yaml")], "Round r2")
+    assert not go_on_from("refresh"), "nobody's checkout is moved"
+    here.ok("git", "checkout", "-q", "params.yaml")
+    here.ok("git", "commit", "-qm", "meanwhile", "--allow-empty")
+    here.ok("git", "worktree", "add", "-q", "--detach", ".djepa/linked", "main")
+    monkeypatch.chdir(here.root / ".djepa/linked")
+
+    assert go_on_from("refresh")
+    assert Path("params.yaml").read_text() == "a: 1\n"
+    ours = here.ok("git", "-C", ".djepa/linked", "rev-parse", "HEAD^1", "HEAD^2").split()
+    assert ours == [round_two, here.ok("git", "rev-parse", "main").strip()]
+    check_branch("refresh")
+    assert not go_on_from("refresh"), "it is there already"
+
+    monkeypatch.chdir(here.root)
+    Path("params.yaml").write_text("a: 2\n")
+    here.ok("git", "commit", "-qam", "the same line")
+    head = here.ok("git", "rev-parse", "main").strip()
+    here.ok("git", "-C", ".djepa/linked", "checkout", "-q", "--detach", "main")
+    monkeypatch.chdir(here.root / ".djepa/linked")
+    with pytest.raises(UserError, match="do not merge by themselves"):
+        go_on_from("refresh")
+    assert here.ok("git", "-C", ".djepa/linked", "rev-parse", "HEAD").strip() == head
+    assert here.ok("git", "-C", ".djepa/linked", "status", "--porcelain") == ""

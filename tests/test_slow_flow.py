@@ -1,6 +1,5 @@
 """Kills, servers and the browser: what happens when things are stopped, and what people see."""
 
-import json
 import os
 import re
 import shutil
@@ -20,7 +19,7 @@ import pytest
 import yaml
 
 from tests.conftest import CHROMIUM, Checkout
-from tests.test_graph import copy, runs
+from tests.test_graph import copy
 
 pytestmark = pytest.mark.slow
 
@@ -65,8 +64,15 @@ def started(checkout: Checkout, *command: str, **extra: str) -> Iterator[subproc
 
 def longer_training(checkout: Checkout) -> None:
     """Another seed, so that phase 1 runs again, and long enough to be stopped in the middle."""
-    checkout.djepa("compose", "scale=micro", "seed=1", "training.phase1.images=4000")
+    checkout.djepa("compose", "scale=micro", "seed=1", "training.phase1.images=2500")
     checkout.dvc("repro", "encode")
+
+
+def trained(checkout: Checkout) -> str:
+    """The hash of the weights of phase 1 in dvc.lock."""
+    lock = yaml.safe_load((checkout.root / "dvc.lock").read_text())
+    (model,) = (o for o in lock["stages"]["phase1"]["outs"] if o["path"] == "models/phase1")
+    return model["md5"]
 
 
 def snapshots(checkout: Checkout) -> list[Path]:
@@ -74,37 +80,16 @@ def snapshots(checkout: Checkout) -> list[Path]:
 
 
 def test_training_killed_at_any_moment_resumes_to_the_same_weights(
-    micro: Checkout, tmp_path: Path
+    micro: Checkout, undisturbed: str, tmp_path: Path
 ) -> None:
-    killed, whole = copy(micro, tmp_path / "killed"), copy(micro, tmp_path / "whole")
-    for checkout in (killed, whole):
-        longer_training(checkout)
+    killed = copy(micro, tmp_path / "killed")
+    longer_training(killed)
     repro = (sys.executable, "-m", "dvc", "repro", "--single-item", "phase1")
     with started(killed, *repro):
         wait_for("a snapshot", lambda: bool(snapshots(killed)))
     killed.ok(*repro)
-    whole.ok(*repro)
-    locks = [
-        yaml.safe_load((checkout.root / "dvc.lock").read_text())["stages"]["phase1"]["outs"]
-        for checkout in (killed, whole)
-    ]
-    models = [next(out for out in outs if out["path"] == "models/phase1") for outs in locks]
-    assert models[0]["md5"] == models[1]["md5"]
+    assert trained(killed) == undisturbed
     assert not snapshots(killed)
-
-
-def test_cancelled_flow_ends_the_trainer_and_its_run(micro: Checkout, tmp_path: Path) -> None:
-    checkout = copy(micro, tmp_path / "cancelled")
-    longer_training(checkout)
-    with started(checkout, sys.executable, "-m", "flows.pipeline") as flow:
-        wait_for("phase 1", lambda: bool(snapshots(checkout)), 240)
-        flow.terminate()
-        wait_for("the flow to end", lambda: flow.poll() is not None)
-        wait_for("its children to end", lambda: not processes_in(checkout.root), 30)
-    frame = runs(checkout)
-    stopped = frame[(frame["stage"] == "phase1") & (frame["seed"] == "1")]
-    assert list(stopped["status"]) == ["KILLED"]
-    assert snapshots(checkout), "what was trained so far is kept"
 
 
 def free_port() -> int:
@@ -159,35 +144,3 @@ def test_mlflow_page_shows_the_pipeline_and_its_stages(micro: Checkout, tmp_path
 def test_offline_report_renders(micro: Checkout, tmp_path: Path) -> None:
     page = rendered((micro.root / "reports/run/report.html").as_uri(), tmp_path)
     assert "single_object" in page
-
-
-def test_cron_deployment_gets_scheduled_runs(checkout: Checkout) -> None:
-    """Newer SQLAlchemy silently stops this while everything else works."""
-    port = free_port()
-    api = f"http://127.0.0.1:{port}/api"
-    server = (sys.executable, "-m", "prefect", "server", "start", "--port", str(port))
-    with started(checkout, *server):
-        wait_for("the Prefect server", lambda: answers(f"{api}/health"))
-        script = (
-            "from flows.pipeline import pipeline\n"
-            "from flows.refresh import refresh\n"
-            "for each, name in ((pipeline, 'pipeline'), (refresh, 'refresh')):\n"
-            "    each.from_source('.', f'flows/{name}.py:{name}').deploy(\n"
-            "        'nightly', work_pool_name='pool', cron='0 3 * * *', build=False)\n"
-        )
-        prefect = (sys.executable, "-m", "prefect")
-        extra = {"PREFECT_API_URL": api}
-        made = checkout.call(*prefect, "work-pool", "create", "--type", "process", "pool", **extra)
-        assert made.returncode == 0, made.stderr
-        deployed = checkout.call(sys.executable, "-c", script, **extra)
-        assert deployed.returncode == 0, deployed.stderr
-
-        def scheduled() -> bool:
-            ask = urllib.request.Request(
-                f"{api}/flow_runs/filter", b"{}", {"Content-Type": "application/json"}
-            )
-            with urllib.request.urlopen(ask, timeout=10) as page:
-                runs = json.load(page)
-            return len({run["flow_id"] for run in runs if run["state_type"] == "SCHEDULED"}) == 2
-
-        wait_for("scheduled runs of both flows", scheduled, 90)

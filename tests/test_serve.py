@@ -1,0 +1,110 @@
+"""What `make serve` finds on a machine, and what it refuses; test_slow_serve.py has it running."""
+
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from components.errors import BUSY, Busy
+from components.processes import only_one
+from flows import serve
+from flows.command import StageFailed
+from tests.test_slow_flow import free_port
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Its own folder of programs."""
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return tmp_path
+
+
+def test_one_worker_a_gpu_and_one_for_the_cpu(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = machine / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'GPU 0: A (UUID: GPU-1)'\necho 'GPU 1: B (UUID: GPU-2)'\n")
+    tool.chmod(0o755)
+
+    def seen() -> dict[str, list[tuple[str | None, bool]]]:
+        return {
+            pool: [
+                (each.environment.get("CUDA_VISIBLE_DEVICES"), "--limit" in each.command)
+                for each in made
+            ]
+            for pool, made in serve.workers(serve.environment(4200)).items()
+        }
+
+    assert seen() == {"cpu": [("", False)], "gpu": [("0", True), ("1", True)]}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    assert seen() == {"cpu": [("", False)], "gpu": [("3", True)]}
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    tool.write_text("#!/bin/sh\necho 'No devices were found'\nexit 6\n")
+    assert seen() == {"cpu": [(None, False)], "gpu": [(None, True)]}
+
+
+def test_a_port_that_is_taken_and_a_folder_without_deployments_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = free_port()
+    with socket.socket() as other:
+        other.bind((serve.HOST, port))
+        other.listen()
+        assert serve.main(["--port", str(port)]) == 2
+    assert f"Port {port} of 127.0.0.1 is taken" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert serve.main(["--port", str(port)]) == 2
+    assert "no prefect.yaml" in capsys.readouterr().err
+    (tmp_path / "prefect.yaml").write_text("deployments: [")
+    assert serve.main(["--port", str(port)]) == 2
+    assert "prefect.yaml is no YAML" in capsys.readouterr().err
+
+
+def test_a_stage_that_another_process_runs_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from prefect.logging import disable_run_logger
+
+    from flows import pipeline
+
+    codes = [BUSY, BUSY]
+
+    def run(name: str, command: list[str], heard: Callable[[str], None]) -> None:
+        # A second flow does not begin before DVC has kept this one's result.
+        (lock,) = (tmp_path / "resume").glob("*.dvc")
+        with pytest.raises(Busy), only_one(lock, name):
+            pass
+        if codes:
+            raise StageFailed(name, codes.pop(), "another process runs it")
+
+    monkeypatch.setenv("DJEPA_HOME", str(tmp_path))
+    monkeypatch.setattr(pipeline, "run", run)
+    monkeypatch.setattr(pipeline, "AGAIN", 0)
+    with disable_run_logger():
+        pipeline.stage.fn("evaluate-phase1")
+        assert codes == []
+        codes = [2]
+        with pytest.raises(StageFailed):
+            pipeline.stage.fn("evaluate@r1")
+    assert not list((tmp_path / "resume").glob("*.dvc"))
+
+
+def test_the_wait_lasts_until_dvc_has_kept_the_result() -> None:
+    from flows.process import wait_for_other
+
+    stage = "import time; time.sleep(0.5)"
+    dvc = (
+        "import subprocess, sys, time\n"
+        f"stage = subprocess.Popen([sys.executable, '-c', {stage!r}])\n"
+        "print(stage.pid, flush=True); stage.wait(); time.sleep(1)"
+    )
+    with subprocess.Popen([sys.executable, "-c", dvc, "dvc"], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        pid = int(other.stdout.readline())
+        wait_for_other(f"The stage phase1 is being run by process {pid} in /here: wait for it")
+        assert other.poll() is not None
+    wait_for_other("The stage phase1 is being run by another process")
