@@ -41,7 +41,7 @@ except ModuleNotFoundError as missing:
 
 REPORT = Path("reports/ablation")
 Job = tuple[int, str]  # seed, group
-Group = Literal["A", "B", "C", "D", "E", "F", "G"]
+Group = Literal["A", "B", "C", "D", "E", "F", "G", "H", "I"]
 
 
 def _parameters(jobs: Sequence[Job], own: Sequence[str]) -> dict[str, dict[str, Any]]:
