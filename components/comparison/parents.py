@@ -54,6 +54,7 @@ def read_parents(client: Any, names: Sequence[str], family: str | None) -> list[
         UserError: no such family or run, or a name that several runs have.
     """
     known = families(client)
+    everywhere = list(known.values())  # a stage may have run for another family
     if family is not None:
         if family not in known:
             there = f"there are {', '.join(known)}" if known else "there are none yet"
@@ -68,7 +69,9 @@ def read_parents(client: Any, names: Sequence[str], family: str | None) -> list[
         below.sort(key=lambda group: group.info.run_name)
         for each in below if run.data.tags["kind"] == ABLATION else [run]:
             found[each.info.run_id] = each
-    return [_parent(client, run, named[run.info.experiment_id]) for run in found.values()]
+    return [
+        _parent(client, run, named[run.info.experiment_id], everywhere) for run in found.values()
+    ]
 
 
 def _search(client: Any, experiments: Any, words: str) -> list[Any]:
@@ -110,12 +113,12 @@ def _named(name: str, runs: Sequence[Any], families: Mapping[str, str]) -> Any:
     raise UserError(f"There is no run {name!r} to compare: there are {there}.")
 
 
-def _parent(client: Any, run: Any, family: str) -> Parent:
+def _parent(client: Any, run: Any, family: str, everywhere: Sequence[str]) -> Parent:
     data = run.data
     ids = {value for name, value in data.tags.items() if name.startswith("child.")}
     curves = {name: _curve(client, run.info.run_id, name) for name in SCORES}
     seconds = []
-    for child in _trained(client, run.info.experiment_id, ids):
+    for child in _trained(client, everywhere, ids):
         seconds.append(child.data.metrics.get("seconds", 0.0))
         for name in LOSSES:
             if name in child.data.metrics:
@@ -133,12 +136,12 @@ def _parent(client: Any, run: Any, family: str) -> Parent:
     )
 
 
-def _trained(client: Any, experiment: str, ids: set[str]) -> list[Any]:
+def _trained(client: Any, experiments: Sequence[str], ids: set[str]) -> list[Any]:
     """The stages of these ids that trained something; a run that was deleted is not missed."""
     if not ids:
         return []
     listed = ", ".join(f"'{each}'" for each in sorted(ids))
-    runs = _search(client, [experiment], f"attributes.run_id IN ({listed})")
+    runs = _search(client, experiments, f"attributes.run_id IN ({listed})")
     return [
         run
         for run in runs
