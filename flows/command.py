@@ -46,7 +46,7 @@ def command(program: str, body: Callable[[], object], kept: str = "") -> int:
     """Run a command's body; returns its exit code.
 
     A stage that failed is one sentence and 1, with `kept`: what is left and how to go on. What
-    the user can mend is one sentence and 2. Raises what is neither.
+    the user can mend is one sentence and 2, what another process is at 75. Raises what is neither.
     """
     # Prefect hands a SIGTERM on after cancelling the run; an ordinary exit then stops its built-in
     # server too, which would go on without us otherwise.
@@ -61,5 +61,5 @@ def command(program: str, body: Callable[[], object], kept: str = "") -> int:
         sentence = explain(error)
         if sentence is None:
             raise
-        return say(program, sentence)
+        return say(program, sentence, error)
     return 0
