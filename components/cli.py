@@ -159,6 +159,33 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    parents: Annotated[
+        list[str] | None,
+        typer.Argument(help="Runs in MLflow by id or name; none for all of --family"),
+    ] = None,
+    family: Annotated[
+        str | None, typer.Option(help="Look among the runs of this family only, e.g. demo")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for tables and plots")] = Path(
+        "reports/compare"
+    ),
+) -> None:
+    """Put runs of the pipeline, or groups of an ablation, beside one another: tables and plots."""
+    from components.comparison.compare import write_comparison
+    from components.comparison.parents import read_parents
+    from components.errors import UserError
+    from components.runs import client
+    from components.tracking import wait_sent
+
+    if not parents and family is None:
+        raise UserError("Say what to compare: `djepa compare RUN RUN …` or `--family FAMILY`.")
+    wait_sent()
+    print(write_comparison(read_parents(client(), parents or [], family), out))
+    print(f"{out / 'compare.html'} has the plots too")
+
+
+@app.command()
 def never_drawn(
     state: Annotated[Path, typer.Argument(help="A training state, e.g. states/r1")],
     encoded: Annotated[Path, typer.Option(help="The encoded set")] = Path("encoded"),
@@ -183,11 +210,12 @@ def summary() -> None:
 def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1")] = 5000) -> None:
     """Open the MLflow UI on this project's runs (127.0.0.1; Ctrl-C stops it)."""
     from components.home import djepa_home
-    from components.runs import runs_page
+    from components.runs import runs_pages
     from components.tracking import store, wait_sent
 
     wait_sent()
-    print(f"MLflow: {runs_page(port)}", flush=True)
+    for words, address in runs_pages(port):
+        print(f"MLflow: {address} ({words})", flush=True)
     print("Prefect: `prefect server start`, then http://127.0.0.1:4200", flush=True)
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]

@@ -16,13 +16,14 @@ import yaml
 
 from components.errors import UserError
 from components.files import atomic_file
-from components.limits import check
+from components.limits import check, numbers
 
 TREE = Path("params")
 CONFIG = "config.yaml"
 SELECTED = TREE / "selected.yaml"
 ROUNDS = TREE / "rounds.yaml"  # what refreshes added; `djepa compose` leaves it alone
 PARAMS = Path("params.yaml")
+NAMED = 4  # parameters that a refusal lists
 INSTALLED = Path(__file__).resolve().parent.parent / TREE  # in a checkout or beside the package
 HEADER = (
     "# @package _global_\n"
@@ -214,6 +215,20 @@ def defaults(overrides: Sequence[str]) -> dict[str, Any]:
     return params
 
 
+def _differing(ours: str, composed: str) -> str:
+    """The first names that two texts of parameters differ in; empty if only their layout differs.
+
+    ours: params.yaml, which a user may have edited into no YAML at all.
+    """
+    try:
+        there, wanted = numbers(yaml.safe_load(ours)), numbers(yaml.safe_load(composed))
+    except (yaml.YAMLError, AttributeError):
+        return ""
+    missing = object()
+    names = [n for n in there | wanted if there.get(n, missing) != wanted.get(n, missing)]
+    return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
+
+
 def is_stale(root: Path = Path()) -> bool:
     """Whether params.yaml is not what params/ composes to."""
     return _composed(root / TREE, []) != (root / PARAMS).read_text()
@@ -241,9 +256,11 @@ def load(root: Path = Path()) -> dict[str, Any]:
         except ModuleNotFoundError:
             stale = False
         if stale:
+            names = _differing(path.read_text(), _composed(root / TREE, []))
             raise UserError(
-                f"{PARAMS} is stale: it differs from what {TREE}/ composes to. "
-                f"Run `djepa compose` (or `djepa compose NAME=VALUE …` to choose anew)."
+                f"{PARAMS} is stale: it differs from what {TREE}/ composes to"
+                f"{f' ({names})' if names else ''}. Run `djepa compose` to compose it again (or "
+                f"`djepa compose NAME=VALUE …` with all that you choose)."
             )
     params = yaml.safe_load(path.read_text())
     check(params)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from components.files import read_json, read_yaml
+from components.runs_view import run_name
 
 CRITIC, MODEL = "critic", "model"  # the registered models
 NEWEST = "newest"  # the alias of the version registered last; MLflow keeps `latest` to itself
@@ -29,6 +30,12 @@ def recorded(root: Path = Path()) -> dict[str, dict[str, Any]]:
         return {}
     stages = read_yaml(lock)["stages"]
     return {out["path"]: out for entry in stages.values() for out in entry.get("outs", [])}
+
+
+def raw_hash(root: Path = Path()) -> str:
+    """DVC's hash of the raw pictures as data.dvc has it, `none` where there is no data.dvc."""
+    record = root / "data.dvc"
+    return str(read_yaml(record)["outs"][0]["md5"]) if record.is_file() else "none"
 
 
 def versions(root: Path = Path()) -> list[Entry]:
@@ -90,9 +97,9 @@ def _model(
             used.append(f"{step}={critics[step]}")
         step = rounds[step]["model"]
     digest = outs[f"models/{name}"]["md5"]
-    data = read_yaml(root / "data.dvc")["outs"][0]["md5"]
+    data = raw_hash(root)
     lineage = ", ".join(reversed(used)) or "none"
-    said = f"{params['scale']}, ablation {params['ablation']}, seed {params['seed']}"
+    said = run_name(params)
     entry = {
         "registered": MODEL,
         "digest": digest,

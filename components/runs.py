@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from components.home import djepa_home
+from components.runs_view import FAMILY, VIEWS, describe_experiment, view_page
 from components.tracking import Tracker, flatten, store
 
 MOST = {"params": 100, "metrics": 1000}  # that MLflow takes at once
@@ -74,7 +75,7 @@ class MlflowTracker(Tracker):
 
 def experiment_name(family: str) -> str:
     """The MLflow experiment of a family of runs that are compared with one another."""
-    return f"djepa-{family}"
+    return f"{FAMILY}{family}"
 
 
 def experiment(client: Any, family: str) -> str:
@@ -84,7 +85,9 @@ def experiment(client: Any, family: str) -> str:
     if found:
         return found.experiment_id
     place = None if os.environ.get("MLFLOW_TRACKING_URI") else str(djepa_home() / "artifacts")
-    return client.create_experiment(name, artifact_location=place)
+    made = client.create_experiment(name, artifact_location=place)
+    describe_experiment(client, made, family)
+    return str(made)
 
 
 def newest(client: Any, family: str, tags: Mapping[str, str]) -> str | None:
@@ -94,6 +97,16 @@ def newest(client: Any, family: str, tags: Mapping[str, str]) -> str | None:
         [experiment(client, family)], words, max_results=1, order_by=["start_time DESC"]
     )
     return found[0].info.run_id if found else None
+
+
+def with_group(client: Any, family: str, tags: Mapping[str, str]) -> dict[str, str]:
+    """The tags, their `group` with digits of its hash where other runs have the name already."""
+    known = newest(client, family, {"group.hash": tags["group.hash"]})
+    if known:
+        return {**tags, "group": client.get_run(known).data.tags["group"]}
+    taken = newest(client, family, {"group": tags["group"]})
+    digits = f" {tags['group.hash'][:4]}" if taken else ""
+    return {**tags, "group": tags["group"] + digits}
 
 
 def open_run(
@@ -115,10 +128,23 @@ def open_run(
     return MlflowTracker(mlflow, run_id)
 
 
-def runs_page(port: int) -> str:
-    """Where an MLflow server on 127.0.0.1 shows the runs of the family used last."""
-    families = client().search_experiments(
-        filter_string="name LIKE 'djepa-%'", order_by=["last_update_time DESC"]
+def families(client: Any) -> dict[str, str]:
+    """Ids of experiments by their family, the one used last first."""
+    found = client.search_experiments(
+        filter_string=f"name LIKE '{FAMILY}%'", order_by=["last_update_time DESC"]
     )
-    page = f"experiments/{families[0].experiment_id}/runs" if families else ""
-    return f"http://127.0.0.1:{port}/#/{page}?workflowType=machine_learning"
+    return {each.name.removeprefix(FAMILY): each.experiment_id for each in found}
+
+
+def runs_pages(port: int) -> list[tuple[str, str]]:
+    """Where an MLflow server on 127.0.0.1 shows what: words and address, the newest runs first.
+
+    The experiments get their notes and views here if they have none.
+    """
+    mlflow, root = client(), f"http://127.0.0.1:{port}/#/experiments"
+    pages = []
+    for family, identifier in families(mlflow).items():
+        describe_experiment(mlflow, identifier, family)
+        for key, (name, _, _) in VIEWS.items():
+            pages.append((f"{family}, {name.lower()}", f"{root}/{view_page(identifier, key)}"))
+    return pages or [("no runs yet", f"{root}?workflowType=machine_learning")]

@@ -23,7 +23,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 from components.files import atomic_file, read_json, write_json
 from components.registry import register
-from components.runs import MlflowTracker, client, experiment, newest
+from components.runs import MlflowTracker, client, experiment, newest, with_group
 from components.tracking import (
     LINES,
     LOCK,
@@ -110,7 +110,8 @@ class Delivery:
         mark = {"queued.as": self.folder.name}
         found = newest(self.mlflow, run["family"], mark)
         if found is None:
-            tags = {**run["tags"], **mark, "mlflow.parentRunId": parent}
+            tags = with_group(self.mlflow, run["family"], run["tags"])
+            tags |= {**mark, "mlflow.parentRunId": parent}
             found = self.mlflow.create_run(
                 experiment(self.mlflow, run["family"]),
                 start_time=self.first["time"],
@@ -128,7 +129,7 @@ class Delivery:
             found = self.mlflow.create_run(
                 experiment(self.mlflow, run["family"]),
                 start_time=self.first["time"],
-                tags=pipeline["tags"],
+                tags=with_group(self.mlflow, run["family"], pipeline["tags"]),
                 run_name=pipeline["name"],
             ).info.run_id
             MlflowTracker(self.mlflow, found).log_params(pipeline["params"])

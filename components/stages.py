@@ -18,6 +18,7 @@ from components.errors import UserError
 from components.files import hash_of, read_yaml
 from components.home import djepa_home
 from components.processes import launched, only_one
+from components.runs_view import stage_note
 from components.tracking import Tracker, complete_parent, remember, stage_run, wait_sent
 
 CURATED, ENCODED = Path("curated"), Path("encoded")
@@ -319,12 +320,14 @@ def run_stage(stage: str) -> None:
     with only_one(resume.with_suffix(".lock"), f"The stage {stage}"):
         print(f"{stage}: started", flush=True)
         with stage_run(stage, params, part) as tracker:
+            note = stage_note(name, definition(stage).get("desc", ""))
+            tracker.set_tags({"mlflow.note.content": note})
             metrics = STAGES[base](Call(key, params, tracker, resume))
             seconds = time.monotonic() - started
             tracker.log_metrics({"seconds": seconds})
             remember(stage, metrics, tracker, seconds)
             if base == "report":
-                complete_parent(tracker, METRICS)
+                complete_parent(tracker, METRICS, params)
     if base == "report":  # the end of the graph: what it made can be looked at now
         wait_sent()
     print(f"{stage}: done in {seconds:.1f} s", flush=True)

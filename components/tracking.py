@@ -26,7 +26,8 @@ from typing import Any
 
 from components.files import hash_of, read_json, write_json
 from components.home import djepa_home
-from components.registry import versions
+from components.registry import raw_hash, versions
+from components.runs_view import group_tags, pipeline_note, run_name
 
 # The figures that parents are compared by, of all that lie in metrics/.
 FINAL = (
@@ -36,6 +37,7 @@ FINAL = (
     "evaluate/*/geneval.n",
     "evaluate/*/geneval.difference.*",
     "evaluate/*/geneval.tasks.*",
+    "evaluate/*/geneval.chance_tasks.*",
     "evaluate/*/geneval.seen.overall",
     "evaluate/*/geneval.seen.chance",
     "evaluate/*/geneval.all.*",
@@ -47,6 +49,7 @@ FINAL = (
     "train/*/final.*",
     "train/*/validation.flow",
     "train/*/images",
+    "train/*/images_total",
     "train/*/dropped_by_critic",
     "curate/total",
     "curate/kept",
@@ -231,8 +234,11 @@ def _git_commit() -> str:
 
 def _tags(params: Mapping[str, Any]) -> dict[str, str]:
     lock = Path("dvc.lock")
+    commit, data = _git_commit(), raw_hash()
     tags = {
-        "git.commit": _git_commit(),
+        "git.commit": commit,
+        "data.hash": data,
+        **group_tags(params, commit, data),
         "dvc.lock": hashlib.md5(lock.read_bytes()).hexdigest() if lock.exists() else "none",
         "scale": str(params["scale"]),
         "ablation": str(params["ablation"]),
@@ -261,8 +267,13 @@ def stage_run(
         "tags": {"stage": stage, "kind": "stage", **tags},
         "parent": os.environ.get("DJEPA_PARENT_RUN"),
         "pipeline": {
-            "name": f"{params['scale']}, ablation {params['ablation']}, seed {params['seed']}",
-            "tags": {"pipeline": pipeline_key(), "kind": "pipeline", **tags},
+            "name": run_name(params),
+            "tags": {
+                "pipeline": pipeline_key(),
+                "kind": "pipeline",
+                "mlflow.note.content": pipeline_note(params),
+                **tags,
+            },
             "params": params,
         },
     }
@@ -315,12 +326,14 @@ def noted(digest: str) -> dict[str, Any] | None:
     return note if note.get("store") == queue().name else note | {"run": None}
 
 
-def complete_parent(tracker: QueuedTracker, metrics: Path) -> None:
+def complete_parent(tracker: QueuedTracker, metrics: Path, params: Mapping[str, Any]) -> None:
     """Have the final figures of all stages copied to the parent, and what was made registered.
 
     Stages that DVC took from its cache ran under another parent, or under this one earlier;
     the parent gets a tag with each one's run either way, so that a comparison is complete.
     """
+    from components.headline import headline
+
     figures: dict[str, float] = {}
     curve: dict[int, dict[str, float]] = {}
     digests: dict[str, str] = {}
@@ -343,7 +356,7 @@ def complete_parent(tracker: QueuedTracker, metrics: Path) -> None:
     tracker.write(
         "outcome",
         {
-            "figures": figures,
+            "figures": figures | headline(figures, params),
             "curve": sorted(curve.items()),
             "digests": digests,
             "versions": versions(),

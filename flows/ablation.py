@@ -20,7 +20,7 @@ from components.errors import UserError, explain, say
 from components.evaluation.ablation import GROUPS, Result, path
 from components.files import hash_of
 from components.home import checkout
-from components.runs import open_run
+from components.runs import open_run, with_group
 from components.tracking import recall, wait_sent
 from flows.command import StageFailed, command
 from flows.experiments import Experiment, commit_of, git
@@ -88,14 +88,19 @@ def prepare(first: Experiment, parent: str) -> None:
 
 
 @task(cache_policy=NO_CACHE, task_run_name="group {experiment.group}, seed {experiment.seed}")
-def one(experiment: Experiment, before: Sequence[Experiment], parent: str) -> Result:
+def one(
+    experiment: Experiment, before: Sequence[Experiment], params: dict[str, Any], parent: str
+) -> Result:
     """Run one group with one seed, or find that it has run; its figures go to its own run.
 
-    before: the finished experiments that it goes on from, the first one first.
+    before: the finished experiments that it goes on from, the first one first. params: its own.
     """
     group, seed = experiment.group, experiment.seed
     tags = {"kind": "ablation group", "ablation": group, "seed": str(seed)}
-    tracker = open_run(experiment.family, f"{group}, seed {seed}", tags, parent)
+    tracker = open_run(experiment.family, f"{group} seed {seed}", tags, parent)
+    tracker.log_params(params)
+    about = experiment.about(params)
+    tracker.set_tags(with_group(tracker.client, experiment.family, about))
     status = "FAILED"
     try:
         if commit_of(experiment.name) is None:
@@ -104,16 +109,17 @@ def one(experiment: Experiment, before: Sequence[Experiment], parent: str) -> Re
             get_run_logger().info("%s is there", experiment.name)
         result = experiment.result()
         wait_sent()  # the stages' runs have their ids then
-        tracker.log_metrics(result.figures())
-        tags = {"dvc.experiment": experiment.name}
-        # Scores by images seen along the whole path: MLflow draws groups into one chart, and the
-        # runs of the stages are named, also of those that another group ran.
+        tracker.log_metrics(result.figures() | experiment.tasks())
+        tags = {}
+        # Scores by images seen along the whole path, and the runs of its stages, also of those that
+        # another group ran. At N, 2N, …: seeds go beyond by parts of a batch, and MLflow takes
+        # means over seeds at equal steps only.
         for each in (*before, experiment):
             model, found = GROUPS[each.group].model, each.result()
             scores = {"overall": found.score, "all.overall": found.all_score}
             tracker.log_metrics(
                 {f"by_images/geneval.{name}": value for name, value in scores.items()},
-                step=found.images,
+                step=GROUPS[each.group].phases * params["training"]["phase1"]["images"],
             )
             for file in (f"train/{model}", f"evaluate/{model}"):
                 note = recall(each.read(file).encode())
@@ -174,13 +180,15 @@ def ablation(
     data()
     threads = max(1, (os.cpu_count() or 1) // at_once)
     made = _experiments(jobs, own, params, threads)
-    key = hash_of([sorted(own), git("rev-parse", "HEAD"), load()["data"]])
-    family = made[jobs[0]].family
-    parent = open_run(family, f"ablation {scale}", {"kind": "ablation", "ablation.key": key})
+    # What a run has as a parameter cannot change: other code or parameters are other runs.
+    code = [git("rev-parse", "HEAD"), git("diff", "HEAD")]
+    key = hash_of([sorted(own), code, load()["data"]])
+    tags = {"kind": "ablation", "ablation.key": key}
+    parent = open_run(made[jobs[0]].family, f"Table 4 at scale {scale}", tags)
     status = "KILLED"
     try:
         prepare(made[jobs[0]], parent.run_id)
-        results, failed = _run_all(made, parent.run_id, at_once, started, hours)
+        results, failed = _run_all(made, params, parent.run_id, at_once, started, hours)
         status = "FAILED" if failed else "FINISHED"
         if results:
             about = {"scale": scale, "seeds": seeds, "overrides": " ".join(overrides)}
@@ -199,7 +207,12 @@ def ablation(
 
 
 def _run_all(
-    made: dict[Job, Experiment], parent: str, at_once: int, started: float, hours: float | None
+    made: dict[Job, Experiment],
+    params: dict[str, dict[str, Any]],
+    parent: str,
+    at_once: int,
+    started: float,
+    hours: float | None,
 ) -> tuple[list[Result], list[BaseException]]:
     """Run each experiment once the one it goes on from is done, so many at a time."""
     waiting: list[Job] = list(made)
@@ -223,6 +236,7 @@ def _run_all(
                         {
                             "experiment": made[job],
                             "before": [made[job[0], name] for name in path(job[1])[:-1]],
+                            "params": params[job[1]] | {"seed": job[0]},
                             "parent": parent,
                         },
                     )

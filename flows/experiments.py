@@ -5,14 +5,17 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from components.errors import UserError
 from components.evaluation.ablation import COMPARED, GROUPS, Result
+from components.registry import raw_hash
+from components.runs_view import group_tags
 from flows.process import run
 
 # DVC puts an experiment aside in the workspace, then takes what was put aside last: two that start
@@ -55,6 +58,33 @@ class Experiment:
         files = [f"evaluate/{model}", f"train/{model}"]
         files += [f"compare/{model}"] if self.group in COMPARED else []
         return Result.of(self.group, self.seed, *(json.loads(self.read(file)) for file in files))
+
+    def tasks(self) -> dict[str, float]:
+        """Its scores by task with their chance floors, by the names that all runs share."""
+        scores = json.loads(self.read(f"evaluate/{GROUPS[self.group].model}"))["geneval"]
+        return {
+            f"geneval.{kind}.{task}": value
+            for kind in ("tasks", "chance_tasks")
+            for task, value in scores[kind].items()
+        }
+
+    def about(self, params: Mapping[str, Any]) -> dict[str, str]:
+        """The tags of its run in MLflow that say what it is."""
+        group = GROUPS[self.group]
+        commit, data = git("rev-parse", "HEAD"), raw_hash()
+        goes_on = f", goes on from {group.follows}" if group.follows else ""
+        return {
+            "scale": params["scale"],
+            "git.commit": commit,
+            "data.hash": data,
+            **group_tags(params, commit, data),
+            "dvc.experiment": self.name,
+            "mlflow.note.content": (
+                f"Group {self.group} of the paper's Table 4{goes_on}. Feedback: {group.feedback}. "
+                f"Its scores are those of `models/{group.model}`, which has seen {group.phases} N "
+                f"images. `dvc exp apply {self.name}` brings its files into the workspace."
+            ),
+        }
 
     def run(self, name: str, targets: Sequence[str], parent: str) -> None:
         """Run it up to these stages as the experiment `name`; its runs join `parent`.

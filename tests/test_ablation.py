@@ -243,7 +243,7 @@ def test_flow_shares_prefixes_tracks_a_tree_and_writes_the_table(
 
     frame = runs(checkout)
     by_id = frame.set_index("run_uuid")["name"].to_dict()
-    top = [run for run, name in by_id.items() if name == "ablation micro"]
+    top = [run for run, name in by_id.items() if name == "Table 4 at scale micro"]
     groups = frame[frame["kind"] == "ablation group"]
     assert len(top) == 1 and set(groups["mlflow.parentRunId"]) == set(top)
     above = frame["mlflow.parentRunId"].isin([*top, *groups["run_uuid"]])
@@ -254,10 +254,10 @@ def test_flow_shares_prefixes_tracks_a_tree_and_writes_the_table(
     second = {"references@r1", "critic@r1", "phase2@r1", "evaluate@r1"}
     assert ran == Counter(
         # The pictures were curated before; phase 2 has fewer sizes to encode for.
-        [("ablation micro", "encode")]
-        + [(f"{g}, seed 0", s) for g in "AC" for s in ("phase1", "evaluate@phase1")]
+        [("Table 4 at scale micro", "encode")]
+        + [(f"{g} seed 0", s) for g in "AC" for s in ("phase1", "evaluate@phase1")]
         # B and F took phase 1 from the run cache.
-        + [(f"{g}, seed 0", s) for g in "BF" for s in second]
+        + [(f"{g} seed 0", s) for g in "BF" for s in second]
     )
     assert sorted(zip(groups["ablation"], groups["seed"], strict=True)) == [
         (g, "0") for g in "ABCF"

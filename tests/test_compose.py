@@ -89,5 +89,5 @@ def test_stale_params_are_refused_with_the_command_that_mends_them(checkout: Che
         file.write("extra: 1\n")
     answer = checkout.call(sys.executable, "-m", "components.cli", "stage", "curate")
     assert answer.returncode == 2
-    assert "djepa compose" in answer.stderr
+    assert "djepa compose" in answer.stderr and "(extra)" in answer.stderr
     assert "Traceback" not in answer.stderr

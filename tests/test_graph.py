@@ -118,7 +118,9 @@ def test_curves_by_step_and_by_images_and_final_figures_on_the_parent(micro: Che
     assert any(name.startswith("by_images/") for name in names)
     assert "seconds" in names
     parent = frame[frame["kind"] == "pipeline"]["run_uuid"].item()
-    assert {"evaluate/dpo/geneval.overall", "compare/dpo/win_rate"} <= metric_names(micro, parent)
+    shared = {"geneval.overall", "geneval.chance", "geneval.tasks.colors", "win_rate", "images"}
+    figures = metric_names(micro, parent)
+    assert {"evaluate/dpo/geneval.overall", "compare/dpo/win_rate", *shared} <= figures
 
 
 def test_second_repro_does_nothing_and_leaves_no_runs(micro: Checkout) -> None:

@@ -14,6 +14,7 @@ from components.tracking import complete_parent, queue, remember, stage_run
 
 PARAMS = {"scale": "micro", "family": "micro", "ablation": "none", "seed": 0}
 ROUNDS = {"r1": {"model": "phase1"}, "r2": {"model": "r1"}}
+WHOLE = PARAMS | {"feedback": {"rounds": ROUNDS}, "dpo": {"from": "r2"}}
 
 
 @pytest.fixture
@@ -26,8 +27,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(tracking, "start_sending", lambda: None)
     monkeypatch.setattr(sending, "LINGER", 0.0)
     monkeypatch.chdir(tmp_path)
-    params = PARAMS | {"feedback": {"rounds": ROUNDS}, "dpo": {"from": "r2"}}
-    Path("params.yaml").write_text(yaml.safe_dump(params))
+    Path("params.yaml").write_text(yaml.safe_dump(WHOLE))
     Path("data.dvc").write_text(yaml.safe_dump({"outs": [{"path": "data", "md5": "dd.dir"}]}))
     return tmp_path
 
@@ -64,7 +64,7 @@ def locked(folder: str = "critics", **hashes: str) -> None:
 def report(registered: str = CRITIC) -> dict[str, mlflow.entities.model_registry.ModelVersion]:
     """Run the end of the stage report; the registry's versions by DVC hash."""
     with stage_run("report", PARAMS, {}) as tracker:
-        complete_parent(tracker, Path("metrics"))
+        complete_parent(tracker, Path("metrics"), WHOLE)
     sending.main(queue())
     found = client().search_model_versions(f"name = '{registered}'")
     return {version.tags["dvc.hash"]: version for version in found}

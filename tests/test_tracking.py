@@ -71,7 +71,7 @@ def test_a_stage_ends_its_run_whatever_happens(
         work()
     sending.main(queue())
     found = all_runs()
-    child, parent = found["phase1"], found["micro, ablation none, seed 0"]
+    child, parent = found["phase1"], found["micro seed 0"]
     assert (child.info.status, parent.info.status) == (status, status)
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert child.data.tags["prefect.link"] == "http://127.0.0.1:4200/runs/flow-run/7"

@@ -1,0 +1,1 @@
+"""Runs of the pipeline beside one another: `djepa compare`."""
