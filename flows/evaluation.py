@@ -25,7 +25,7 @@ try:
     from prefect import flow, get_run_logger
     from prefect.artifacts import create_image_artifact, create_table_artifact
 
-    from flows.pipeline import run
+    from flows.process import run
 except ModuleNotFoundError as missing:
     sentence = explain(missing)
     if __name__ != "__main__" or sentence is None:

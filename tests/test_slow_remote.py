@@ -7,7 +7,7 @@ import pytest
 
 from components.errors import UserError
 from components.remote import push, remote_name
-from flows.pipeline import stage_names
+from flows.pipeline import plan
 from tests.conftest import Checkout
 from tests.test_graph import copy
 
@@ -24,7 +24,7 @@ def test_a_clone_pulls_what_was_pushed_and_has_nothing_to_make(
         push(["curate"])
     made.dvc("remote", "add", "-d", "store", str(tmp_path / "store"))
     assert remote_name() == "store"
-    push(stage_names())
+    push(list(plan()))
     made.ok("git", "commit", "-qam", "results")
 
     made.ok("git", "clone", "-q", str(made.root), str(tmp_path / "clone"))
