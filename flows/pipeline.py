@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from components.branch import check_branch, commit
 from components.compose import PARAMS, ROUNDS, SELECTED, compose, load
 from components.errors import BUSY, Busy, UserError, explain, say
+from components.files import read_yaml
 from components.home import checkout
 from components.lockfile import check_lock, not_taken
 from components.processes import only_one
@@ -81,7 +80,7 @@ def stage(name: str, work: bool = True) -> None:
     if not work:
         log.info("%s is up to date", name)
         return
-    params = yaml.load(PARAMS.read_text(), yaml.CSafeLoader)
+    params = read_yaml(PARAMS)
     # The stage itself lets no other do the same at once, but DVC takes the result into its cache
     # only after that: who began in between would do all of it again.
     lock = snapshots(name.replace("-", "@"), params).with_suffix(".dvc")
