@@ -148,7 +148,9 @@ def test_dvc_draws_what_the_report_wrote(evaluated: Path, tmp_path: Path) -> Non
     drawn = [entry for entry in pipeline["plots"] if isinstance(entry, dict)]
     assert len(drawn) == 3
     for entry in drawn:
-        ((file, settings),) = entry.items()
+        (settings,) = entry.values()
+        ((file, field),) = settings["y"].items()
+        settings["y"] = field
         points = [point | {"rev": "HEAD"} for point in json.loads((tmp_path / file).read_text())]
         assert all({"model", settings["x"], settings["y"]} <= set(point) for point in points)
         renderer = VegaRenderer(points, file, template_dir=str(ROOT / ".dvc/plots"), **settings)
