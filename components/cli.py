@@ -46,11 +46,18 @@ def data(
     """Draw the embedded world's raw pictures into data/ and check them against data.dvc."""
     from components.compose import load
     from components.home import checkout
+    from components.lockfile import forget_lost
     from components.rawdata import draw_data
     from components.tracking import Tracker
 
     checkout()  # `dvc add` records the pictures in it
     draw_data(load(), Tracker(), accept)
+    lost = forget_lost()
+    if lost:
+        print(
+            f"dvc.lock named results of {len(lost)} stages that are neither here nor in DVC's "
+            f"cache ({', '.join(lost)}): the run cache has them, or they are made when they are due"
+        )
 
 
 @app.command()

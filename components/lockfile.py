@@ -1,4 +1,4 @@
-"""What a full disk or a kill does to DVC's own files, and the way out of it.
+"""Where DVC's own record needs help: cut off by a full disk or a kill, or of results that are lost.
 
 DVC writes dvc.lock in place, and takes a stage's files into its cache after the stage has ended:
 both can be cut off. Neither loses anything, if one knows what to do.
@@ -7,10 +7,12 @@ both can be cut off. Neither loses anything, if one knows what to do.
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from components.errors import FULL, UserError
+from components.files import atomic_file, read_yaml
 
 LOCK = Path("dvc.lock")
 NOT_TAKEN = re.compile(r"ERROR: failed to reproduce '.+': \[Errno (\d+)\]")
@@ -35,6 +37,41 @@ def check_lock(root: Path = Path()) -> None:
             f"{LOCK}` there and the same command again; stages that it does not know then are "
             f"taken from DVC's run cache, not run."
         )
+
+
+def forget_lost() -> list[str]:
+    """Take the stages out of dvc.lock whose results are nowhere; returns their names.
+
+    A clone has the record of results that it has not. For a stage with the inputs of that record
+    DVC looks for those results alone, and runs it anew where they are neither here nor in its
+    cache: each time, in every worktree and experiment, though its run cache has what another one
+    made. With a remote nothing is forgotten, as `dvc pull` may bring it.
+    """
+    from dvc.lock import LockError
+    from dvc.repo import Repo
+    from dvc.stage import PipelineStage
+
+    with Repo() as repo:
+        if not LOCK.exists() or repo.config["core"].get("remote"):
+            return []
+        try:
+            with repo.lock:
+                stages = [each for each in repo.index.stages if isinstance(each, PipelineStage)]
+                lost = [each.name for each in stages if any(_is_lost(out) for out in each.outs)]
+                if lost:
+                    record = read_yaml(LOCK)
+                    for name in lost:
+                        del record["stages"][name]
+                    with atomic_file(LOCK) as temporary:
+                        temporary.write_text(yaml.safe_dump(record, sort_keys=False))
+        except LockError:  # somebody's `dvc repro` writes it now
+            return []
+    return lost
+
+
+def _is_lost(out: Any) -> bool:
+    recorded = bool(out.hash_info)
+    return recorded and out.changed_cache() and (not out.exists or out.changed_checksum())
 
 
 def not_taken(stage: str, said: Iterable[str]) -> str | None:

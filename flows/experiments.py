@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,11 +13,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from components.errors import UserError
+from prefect import get_run_logger
+
+from components.errors import BUSY, UserError
 from components.evaluation.ablation import COMPARED, GROUPS, Result
 from components.registry import raw_hash
 from components.runs_view import group_tags
-from flows.process import run
+from flows.command import StageFailed
+from flows.process import AGAIN, run, wait_for_other
 
 # DVC puts an experiment aside in the workspace, then takes what was put aside last: two that start
 # in the same seconds could take each other's.
@@ -95,11 +99,20 @@ class Experiment:
         chosen = [part for setting in self.settings for part in ("-S", setting)]
         command = [sys.executable, "-m", "dvc", "--wait-for-lock", "exp", "run", "--temp"]
         command += ["-n", name, *chosen, *targets]
-        with _copy_of(name), _start() as heard:
-            # PyTorch's threads wait for one another where others hold the cores: on two cores two
-            # processes of two threads trained a tenth as fast as two of one thread.
-            extra = {"DJEPA_PARENT_RUN": parent, "OMP_NUM_THREADS": str(self.threads)}
-            run(name, command, extra, heard)
+        # PyTorch's threads wait for one another where others hold the cores: on two cores two
+        # processes of two threads trained a tenth as fast as two of one thread.
+        extra = {"DJEPA_PARENT_RUN": parent, "OMP_NUM_THREADS": str(self.threads)}
+        while True:
+            try:
+                with _copy_of(name), _start() as heard:
+                    run(name, command, extra, heard)
+                return
+            except StageFailed as failure:
+                if failure.code != BUSY:
+                    raise
+                get_run_logger().info("waiting: %s", failure)
+                wait_for_other(str(failure))
+                time.sleep(AGAIN)
 
 
 @cache

@@ -35,14 +35,13 @@ try:
     from prefect.client.schemas.objects import TaskRun
     from prefect.states import State
 
-    from flows.process import run, wait_for_other
+    from flows.process import AGAIN, run, wait_for_other
 except ModuleNotFoundError as missing:
     sentence = explain(missing)
     if __name__ != "__main__" or sentence is None:
         raise
     sys.exit(say("pipeline", sentence))
 
-AGAIN = 5  # seconds until a stage that another process runs is tried again
 # What Prefect shows of a stage: file, key of the artifact, description.
 SHOWN = {
     "curate": [("curated/report.md", "curation", "What was kept and rejected")],

@@ -20,6 +20,7 @@ from prefect.settings import PREFECT_API_URL
 from flows.command import StageFailed
 from flows.guard import PATIENCE, guarded
 
+AGAIN = 5  # seconds until a stage that another process runs is tried again
 # Commands that run now: a flow whose tasks are threads must end them itself, see `stop_all`.
 _running: set[subprocess.Popen[str]] = set()
 _stopping = threading.Event()
