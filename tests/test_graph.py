@@ -203,3 +203,18 @@ def test_lost_raw_pictures_are_drawn_again_as_recorded(micro: Checkout, tmp_path
     shutil.rmtree(lost.root / "data")
     assert "as recorded" in lost.djepa("data")
     assert (lost.root / "data.dvc").read_text() == record
+
+
+def test_a_record_of_lost_results_does_not_hide_what_the_run_cache_has(
+    micro: Checkout, tmp_path: Path
+) -> None:
+    """As on a clone whose dvc.lock another machine made, with its own seconds in the figures."""
+    clone = copy(micro, tmp_path / "clone")
+    lock = yaml.safe_load((clone.root / "dvc.lock").read_text())
+    lock["stages"]["curate"]["outs"][1]["md5"] = "0" * 32
+    (clone.root / "dvc.lock").write_text(yaml.safe_dump(lock))
+    assert "results of 1 stages that are neither here nor in DVC's cache (curate)" in clone.djepa(
+        "data"
+    )
+    assert "'curate' is cached - skipping run" in clone.dvc("repro", "--single-item", "curate")
+    assert "dvc.lock" not in clone.djepa("data")
