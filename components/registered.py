@@ -19,7 +19,7 @@ from components.files import read_json
 from components.home import djepa_home
 from components.remote import remote_name
 from components.runs import open_run
-from components.tracking import flatten, store
+from components.tracking import flatten, place, store
 
 NAME = re.compile(r"(?:models:/)?(?P<name>[^/@]+)(?:@(?P<alias>[\w.-]+)|/(?P<version>\d+))")
 HASH = "dvc.hash"  # the tag
@@ -74,22 +74,17 @@ def find(model: str) -> Model:
             version = client.get_model_version(asked["name"], asked["version"])
     except MlflowException as error:
         raise UserError(
-            f"{model} cannot be looked up in the registry at {_place()} ({error.message}): "
+            f"{model} cannot be looked up in the registry at {place()} ({error.message}): "
             f"{_known(client, asked['name'])}."
         ) from error
     digest = version.tags.get(HASH)
     if not digest:
         raise UserError(
-            f"{model} has no tag {HASH} in the registry at {_place()}: only what a pipeline "
+            f"{model} has no tag {HASH} in the registry at {place()}: only what a pipeline "
             f"registered names its bytes; give the model's folder instead."
         )
     name, number = str(version.name), str(version.version)
     return Model(f"{name}-{number}", name, number, digest)
-
-
-def _place() -> str:
-    """The store's address without the password that it may have."""
-    return re.sub(r"//[^@/]*@", "//", store())
 
 
 def _known(client: Any, name: str) -> str:
@@ -127,7 +122,7 @@ def pinned() -> dict[str, str]:
                 return found
     except MlflowException as error:
         raise UserError(
-            f"The registry at {_place()} does not answer ({error.message}): see that it runs, and "
+            f"The registry at {place()} does not answer ({error.message}): see that it runs, and "
             f"that MLFLOW_TRACKING_URI names it."
         ) from error
 

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 # A store that is away is known to be so in seconds; read when MLflow is imported.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -31,6 +30,7 @@ from components.tracking import (
     amend,
     is_over,
     noted,
+    place,
     store,
     waiting,
 )
@@ -240,7 +240,7 @@ class Sender:
             print(f"{type(error).__name__}: {error}", flush=True)
             with atomic_file(self.queue / PROBLEM) as temporary:
                 temporary.write_text(
-                    f"MLflow at {_place()} does not take the runs ({type(error).__name__}): they "
+                    f"MLflow at {place()} does not take the runs ({type(error).__name__}): they "
                     f"wait in {self.queue} and are sent by the next stage, or by `djepa ui` or "
                     f"`djepa compare`, when it does."
                 )
@@ -263,12 +263,6 @@ class Sender:
         for monitor in self.machine.monitors:
             monitor.clear_metrics()
         return figures
-
-
-def _place() -> str:
-    """The store's address without the password that it may have."""
-    parts = urlsplit(store())
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def main(queue: Path) -> None:

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -147,6 +148,11 @@ class QueuedTracker(Tracker):
 def store() -> str:
     """The tracking address: MLFLOW_TRACKING_URI, or the database in DJEPA_HOME."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{djepa_home() / 'mlflow.db'}"
+
+
+def place() -> str:
+    """The tracking address without the password that it may have, for messages."""
+    return re.sub(r"//[^@/]*@", "//", store())
 
 
 def queue() -> Path:

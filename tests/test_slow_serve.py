@@ -123,8 +123,7 @@ def test_six_deployments_say_what_they_do_and_take(served: Served) -> None:
     wait_for("scheduled runs", scheduled, 90)
 
 
-def test_ready_in_time_and_small(served: Served) -> None:
-    assert int(served.log.split("\nReady after ")[1].split()[0]) <= 40
+def test_server_and_worker_are_small(served: Served) -> None:
     below = psutil.Process(served.process.pid).children(recursive=True)
     named = [(each.cmdline()[1:4], each) for each in below]
     (server,) = (each for words, each in named if words == ["-m", "prefect", "server"])
