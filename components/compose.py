@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from components.errors import UserError
-from components.files import atomic_file
+from components.files import atomic_file, hash_of, read_yaml
 from components.limits import check, numbers
 
 TREE = Path("params")
@@ -23,6 +23,7 @@ CONFIG = "config.yaml"
 SELECTED = TREE / "selected.yaml"
 ROUNDS = TREE / "rounds.yaml"  # what refreshes added; `djepa compose` leaves it alone
 PARAMS = Path("params.yaml")
+CHECKED = Path(".dvc/tmp/params-checked")  # hash of what was last found not stale
 NAMED = 4  # parameters that a refusal lists
 INSTALLED = Path(__file__).resolve().parent.parent / TREE  # in a checkout or beside the package
 HEADER = (
@@ -230,8 +231,21 @@ def _differing(ours: str, composed: str) -> str:
 
 
 def is_stale(root: Path = Path()) -> bool:
-    """Whether params.yaml is not what params/ composes to."""
-    return _composed(root / TREE, []) != (root / PARAMS).read_text()
+    """Whether params.yaml is not what params/ composes to.
+
+    Composing takes half a second, which every stage would pay: what was found alike once is known
+    again by its hash.
+    """
+    known, text = root / CHECKED, (root / PARAMS).read_text()
+    tree = {str(file): file.read_text() for file in sorted((root / TREE).rglob("*.yaml"))}
+    key = hash_of([text, tree])
+    if known.is_file() and known.read_text() == key:
+        return False
+    stale = _composed(root / TREE, []) != text
+    if not stale and known.parent.is_dir():
+        with atomic_file(known) as temporary:
+            temporary.write_text(key)
+    return stale
 
 
 def load(root: Path = Path()) -> dict[str, Any]:
@@ -262,6 +276,6 @@ def load(root: Path = Path()) -> dict[str, Any]:
                 f"{f' ({names})' if names else ''}. Run `djepa compose` to compose it again (or "
                 f"`djepa compose NAME=VALUE …` with all that you choose)."
             )
-    params = yaml.safe_load(path.read_text())
+    params = read_yaml(path)
     check(params)
     return params
