@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -42,6 +43,23 @@ if "PREFECT__FLOW_RUN_ID" in os.environ:
     end_with(os.getppid(), _interrupt)
 
 
+def _server_away(error: BaseException) -> str | None:
+    """The sentence for a Prefect server that cannot be reached; None for other errors."""
+    from httpx import TransportError  # what Prefect's client raises
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, TransportError) or str(cause).startswith("Failed to reach API"):
+            named = re.sub(r"//[^@/]*@", "//", os.environ.get("PREFECT_API_URL", "its address"))
+            return (
+                f"The Prefect server at {named} does not answer: start it (`make serve`), or unset "
+                f"PREFECT_API_URL to run without one, and run the same command again; finished "
+                f"stages are kept."
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
 def command(program: str, body: Callable[[], object], kept: str = "") -> int:
     """Run a command's body; returns its exit code.
 
@@ -58,7 +76,7 @@ def command(program: str, body: Callable[[], object], kept: str = "") -> int:
         print(kept, file=sys.stderr)
         return 1
     except Exception as error:
-        sentence = explain(error)
+        sentence = explain(error) or _server_away(error)
         if sentence is None:
             raise
         return say(program, sentence, error)
