@@ -56,6 +56,10 @@ class HeldOut:
     ) -> "HeldOut":
         """Choose by `shares["seed"]` alone, independent of any other random number.
 
+        `shares["also"]`, if given: other worlds' shapes, colours, counts, relations and held_out.
+        What they hold out is held out here too, so that this world's models are scored on
+        theirs by combinations that neither was trained on.
+
         Raises:
             UserError: a share outside 0…1, or an atomic notion that would never be seen.
         """
@@ -78,8 +82,24 @@ class HeldOut:
             "shape_count",
         )
         held_out = cls(color_shape, pair, pair_relation, shape_count)
+        for other in shares.get("also", ()):
+            held_out = held_out | cls.choose(
+                other["shapes"],
+                other["colors"],
+                other["counts"],
+                other["relations"],
+                other["held_out"],
+            )
         held_out._check(shapes, colors, counts, relations, pairs)
         return held_out
+
+    def __or__(self, other: "HeldOut") -> "HeldOut":
+        return HeldOut(
+            self.color_shape | other.color_shape,
+            self.pair | other.pair,
+            self.pair_relation | other.pair_relation,
+            self.shape_count | other.shape_count,
+        )
 
     def _check(
         self,
