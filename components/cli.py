@@ -72,7 +72,8 @@ def stage(name: Annotated[str, typer.Argument(help="A stage of dvc.yaml, e.g. ph
 def generate(
     prompt: Annotated[str, typer.Argument(help='For example "a photo of a red circle"')],
     model: Annotated[
-        Path | None, typer.Option(help="A model folder; by default the last one trained here")
+        Path | None,
+        typer.Option(help="A model folder; by default the last one trained here, or the starter"),
     ] = None,
     size: Annotated[str | None, typer.Option(help="WxH in pixels; by default the model's")] = None,
     images: Annotated[int, typer.Option(min=1, help="How many pictures")] = 1,
@@ -94,6 +95,23 @@ def generate(
 
     for path in draw_prompt(prompt, model, size, images, seed, out, guidance, layout_offset, lora):
         print(path)
+
+
+@app.command()
+def pack(
+    scores: Annotated[
+        str, typer.Option(help="Put these scores into the card: NAME of metrics/evaluate/NAME.json")
+    ] = "",
+) -> None:
+    """Pack models/phase1 as this checkout's starter; `python -m flows.starter` does all of it."""
+    from components.compose import load
+    from components.rawdata import RECORD
+    from components.stages import METRICS, MODELS, SAMPLES
+    from components.starter.pack import pack as pack_starter
+
+    scored = (METRICS / "evaluate" / f"{scores}.json", SAMPLES / scores) if scores else None
+    trained = METRICS / "train" / "phase1.json"
+    pack_starter(MODELS / "phase1", load(), trained, RECORD, scored)
 
 
 @app.command()

@@ -1,26 +1,42 @@
 """`djepa generate`: a prompt to PNG files."""
 
 import re
+import sys
 from pathlib import Path
 
 from components.errors import UserError
+from components.files import read_json
+from components.scenes.world import World
+from components.starter import FOLDER as STARTER
+from components.starter import WORLD
 
 MODELS = Path("models")
 
 
 def last_model() -> Path:
-    """The model folder written last below models/.
-
-    Raises:
-        UserError: nothing was trained here yet.
-    """
+    """The model folder written last below models/; the starter where nothing was trained yet."""
     folders = [index.parent for index in MODELS.glob("*/model_index.json")]
     if not folders:
-        raise UserError(
-            f"There is no model below {MODELS}/: run `make demo` to train one, "
-            f"or name a model folder with --model."
-        )
+        return STARTER
     return max(folders, key=lambda folder: (folder / "model_index.json").stat().st_mtime)
+
+
+def about_starter(prompt: str) -> str:
+    """That the starter draws, and which of the prompt's words it never learnt."""
+    world = World.from_params(read_json(STARTER / WORLD)["data"])
+    known = {word for each in world.training_prompts() for word in _words(each["prompt"])}
+    strange = [word for word in dict.fromkeys(_words(prompt)) if word not in known]
+    said = f"drawn by the starter ({STARTER / 'README.md'}); train your own with `make demo`"
+    if strange:
+        said += (
+            f"\nit never learnt {', '.join(strange)}: it knows {', '.join(world.shapes)}, in "
+            f'{", ".join(world.colors)}, as in "a photo of two blue squares"'
+        )
+    return said
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
 
 
 def parse_size(size: str) -> tuple[int, int]:
@@ -50,7 +66,7 @@ def generate(
 
     Args:
         prompt: what to draw.
-        model: a model folder; None is the last one trained here.
+        model: a model folder; None is the last one trained here, or else the starter.
         size: WxH in pixels; None is the model's.
         images: how many.
         seed: of the first picture.
@@ -71,6 +87,8 @@ def generate(
     folder = model or last_model()
     if not (folder / "model_index.json").exists():
         raise UserError(f"{folder} is not a model folder: it has no model_index.json.")
+    if folder == STARTER:
+        print(about_starter(prompt), file=sys.stderr, flush=True)
     import torch  # what is wrong above is said without waiting for it
 
     from components.model import DJEPAPipeline

@@ -74,7 +74,8 @@ LIMITS: dict[str, Limit] = {
     "training.validation.points": COUNT,
     "training.validation.times": COUNT,
     "training.validation.seed": NATURAL,
-    "training.phase*.images": COUNT,
+    "training.phase1.images": NATURAL,
+    "training.phase2.images": COUNT,
     "training.phase*.batch": COUNT,
     "training.phase*.aspect.std": Limit("a number from 0 on", 0),
     "training.phase*.size.std": Limit("a number from 0 on", 0),
@@ -208,8 +209,27 @@ def check(params: Mapping[str, Any]) -> None:
             "training.sharding is shard and training.optimizer.kind is muon, which needs whole "
             "matrices: set training.optimizer.kind=adamw, or training.sharding=replicate."
         )
+    if not training["phase1"]["images"] and params["init"]["model"] == "none":
+        raise UserError(
+            "training.phase1.images is 0, and with init=none phase 1 has nothing to go on from: "
+            "set it to a whole number from 1 on, or `djepa compose init=starter`."
+        )
     check_targets(params["feedback"]["targets"], KINDS)
     _check_rounds(params)
+    _check_beside(params)
+
+
+def _check_beside(params: Mapping[str, Any]) -> None:
+    trained = {"phase1", "dpo", *params["feedback"]["rounds"]}
+    for name, line in params["evaluation"]["beside"].items():
+        place = f"evaluation.beside.{name}"
+        if not PLAIN.fullmatch(str(name)) or name in trained:
+            raise UserError(
+                f"{place} has the name of a model that is trained here, or is none: choose another "
+                "of letters, digits, - and _, in params/."
+            )
+        if not isinstance(line, Mapping) or set(line) != {"model"}:
+            raise UserError(f"{place} is {line!r}: give it `model`, a folder, in params/.")
 
 
 def _check_rounds(params: Mapping[str, Any]) -> None:

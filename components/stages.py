@@ -164,6 +164,15 @@ def _evaluate(call: Call) -> Path:
     return metrics
 
 
+def _evaluate_beside(call: Call) -> Path:
+    from components.evaluation.evaluate import evaluate
+
+    metrics = METRICS / "evaluate" / f"{call.key}.json"
+    model = Path(call.params["evaluation"]["beside"][call.key]["model"])
+    evaluate(model, SAMPLES / call.key, metrics, call.params, call.tracker, resume=call.resume)
+    return metrics
+
+
 def _compare(call: Call) -> Path:
     from components.evaluation.compare import compare
 
@@ -192,7 +201,9 @@ STAGES: dict[str, Callable[[Call], Path]] = {
     "phase2": _phase2,
     "dpo": _dpo,
     "evaluate": _evaluate,
+    "evaluate-beside": _evaluate_beside,
     "compare": _compare,
+    "compare-beside": _compare,
     "report": _report,
 }
 
@@ -201,7 +212,7 @@ TOGETHER = ("phase1", "phase2")  # the stages that torchrun may run in several p
 
 
 def definition(stage: str) -> dict[str, Any]:
-    """What dvc.yaml says of a stage, with its name there as `name`; `foreach` gives its `do`."""
+    """What dvc.yaml says of a stage, with its name there as `name`, and what is in its `do`."""
     base, _, key = stage.partition("@")
     stages = read_yaml(Path("dvc.yaml"))["stages"]
     if f"{base}-{key}" in stages:
@@ -210,7 +221,7 @@ def definition(stage: str) -> dict[str, Any]:
     if not entry or ("foreach" in entry) != bool(key):
         names = [f"{name}@ROUND" if "foreach" in stages[name] else name for name in stages]
         raise UserError(f"dvc.yaml has no stage {stage!r}: it has {', '.join(names)}.")
-    return {"name": stage, **entry.get("do", entry)}
+    return {"name": stage, **entry, **entry.get("do", {})}
 
 
 def section(stage: str, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,6 +250,27 @@ def _inputs(stage: str, params: Mapping[str, Any]) -> dict[str, str]:
     return {path: outs[path] for path in dependencies(stage, params) if path in outs}
 
 
+def each(stage: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The mapping for each key of which there is such a stage; empty where there is but one."""
+    named = definition(stage).get("foreach")
+    return _filled(named, params) if named else {}
+
+
+def _filled(text: str, values: Mapping[str, Any]) -> Any:
+    """The value that `${a.b}` names, or a text with every such name filled in, as DVC does."""
+
+    def value(name: str) -> Any:
+        found: Any = values
+        for step in name.split("."):
+            found = found[step]
+        return found
+
+    alone = re.fullmatch(r"\$\{([^}]+)\}", text)
+    if alone:
+        return value(alone[1])
+    return re.sub(r"\$\{([^}]+)\}", lambda name: str(value(name[1])), text)
+
+
 def snapshots(stage: str, params: Mapping[str, Any]) -> Path:
     """The folder for this stage's snapshots: another one for other parameters or inputs."""
     key = hash_of([stage, section(stage, params), _inputs(stage, params)])
@@ -248,15 +280,8 @@ def snapshots(stage: str, params: Mapping[str, Any]) -> Path:
 def dependencies(stage: str, params: Mapping[str, Any]) -> list[str]:
     """The paths that dvc.yaml lists as the stage's inputs, names filled in as DVC does."""
     key = stage.partition("@")[2]
-    item = params["feedback"]["rounds"].get(key, {})
-
-    def filled(name: re.Match[str]) -> str:
-        value: Any = {"key": key, "item": item, **params}
-        for step in name[1].split("."):
-            value = value[step]
-        return str(value)
-
-    return [re.sub(r"\$\{([^}]+)\}", filled, dep) for dep in definition(stage).get("deps", [])]
+    values = {"key": key, "item": each(stage, params).get(key, {}), **params}
+    return [str(_filled(dep, values)) for dep in definition(stage).get("deps", [])]
 
 
 def missing_labels(key: str, params: Mapping[str, Any]) -> Path | None:
@@ -293,11 +318,12 @@ def run_stage(stage: str) -> None:
     if base not in STAGES:
         raise UserError(f"There is no stage {stage!r}: the stages are {', '.join(STAGES)}.")
     params = load()
-    name, rounds = definition(stage)["name"], params["feedback"]["rounds"]
-    if "@" in name and key not in rounds:
+    name, known = definition(stage)["name"], each(stage, params)
+    if "@" in name and key not in known:
+        where = "evaluation.beside" if base.endswith("-beside") else "feedback.rounds"
         raise UserError(
-            f"There is no round {key!r} for the stage {base}: feedback.rounds has "
-            f"{', '.join(rounds)}; add it in params/feedback or name one of them."
+            f"There is no {key!r} for the stage {base}: {where} has "
+            f"{', '.join(known) or 'none'}; add it in params/ or name one of them."
         )
     rank, size = launched() or (0, 1)
     if size > 1 and base not in TOGETHER:

@@ -78,6 +78,7 @@ def tiny_params() -> dict[str, Any]:
     return {
         "seed": 0,
         "data": {"encode": "cached"},
+        "init": {"model": "none"},
         "model": {
             "network": {
                 "kind": "djepa",

@@ -56,9 +56,13 @@ def read_metrics(metrics: Path) -> dict[str, Any]:
 
 
 def models(found: Mapping[str, Any]) -> list[str]:
-    """The evaluated models: phase 1, the rounds, then DPO."""
+    """The evaluated models: phase 1, the rounds, DPO, then those that were not trained here."""
     names = [name.split("/", 1)[1] for name in found if name.startswith("evaluate/")]
-    return sorted(names, key=lambda name: ({"phase1": 0, "dpo": 2}.get(name, 1), name))
+
+    def place(name: str) -> tuple[bool, int, str]:
+        return f"train/{name}" not in found, {"phase1": 0, "dpo": 2}.get(name, 1), name
+
+    return sorted(names, key=place)
 
 
 def score_rows(found: Mapping[str, Any]) -> Rows:

@@ -12,6 +12,7 @@ import torch
 from components.errors import UserError
 from components.files import atomic_folder, write_json
 from components.progress import Progress
+from components.starter.begin import packed, tokenizer_of
 from components.tokens.attributes import write_attributes
 from components.tokens.encoded import ATTRIBUTES, ROWS, SAMPLES, SOURCE, EncodedSet
 from components.tokens.online import PLACES
@@ -40,14 +41,20 @@ def encode(
     """Encode curated shards into `out` (see `EncodedSet`) and write figures to `metrics_out`.
 
     The rungs are those of both training phases; which pictures reach one, see `reaching`. With
-    `data.encode: online` no picture and no caption is encoded (the tokeniser `patches` is
-    fitted, though). Beside the files being written, memory holds the manifest and one batch a
-    rung, whatever the number of pictures. Raises UserError for an unreadable set, a manifest and
-    shards that do not agree, rungs that do not fit the tokeniser, or weights that are not here.
+    `data.encode: online` no picture and no caption is encoded. The tokeniser `patches` is fitted
+    in either case, unless `params.init` names a model that has one. Beside the files being
+    written, memory holds the manifest and one batch a rung, whatever the number of pictures.
+
+    Raises UserError for an unreadable set, a manifest and shards that do not agree, rungs that do
+    not fit the tokeniser, weights that are not here, or a packed model that does not fit.
     """
     curated, out, settings = Path(curated), Path(out), params["model"]["encode"]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = ImageTokenizer.from_config(params["model"]["tokenizer"]).to(device)
+    begun = packed(params)
+    if begun is None:
+        tokenizer = ImageTokenizer.from_config(params["model"]["tokenizer"]).to(device)
+    else:
+        tokenizer = tokenizer_of(begun).to(device)
     text = TextEncoder.from_config(dict(params["model"]["text"])).to(device)
     rungs = phase_rungs(params, tokenizer.patch)
     manifest = read_manifest(curated)
@@ -73,7 +80,7 @@ def encode(
         "rungs": {name: len(rows[name]) for name in rungs},
     }
     batch_pixels = int(settings["batch_pixels"])
-    if isinstance(tokenizer, PatchTokenizer):
+    if isinstance(tokenizer, PatchTokenizer) and begun is None:
         first = {name: rungs[name] for name in params["training"]["phase1"]["rungs"]}
         batches = _batches("fit tokeniser", pictures, first, rows, batch_pixels)
         kept = tokenizer.fit(as_tensor(batch.pixels).to(device) for batch in batches)

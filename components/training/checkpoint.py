@@ -31,6 +31,7 @@ from components.model.djepa import DJEPA, Encoder
 from components.model.network import Network
 from components.model.pipeline import DJEPAPipeline
 from components.model.sampler import SamplerConfig
+from components.starter.begin import begin
 from components.tokens.encoded import EncodedSet
 from components.training.distribution import Team
 from components.training.engine import TrainStep, local, spread, whole
@@ -61,14 +62,22 @@ class Training:
 
     @classmethod
     def fresh(
-        cls, params: dict[str, Any], encoded: EncodedSet, place: Team | None = None
+        cls,
+        params: dict[str, Any],
+        encoded: EncodedSet,
+        place: Team | None = None,
+        init: Path | None = None,
     ) -> "Training":
         """A new model for an encoded set, from `params.seed`, `.model` and `.training`.
 
-        In a team every process calls it, and may hold a share of the tensors only.
+        init: a packed model whose weights it begins with. In a team every process calls it, and
+        may hold a share of the tensors only.
         """
         settings, place = params["training"], place or Team()
-        model = build_model(params, encoded).to(place.device)
+        model = build_model(params, encoded)
+        if init is not None:
+            begin(init, encoded.tokenizer(), model)
+        model = model.to(place.device)
         ema = copy.deepcopy(model).requires_grad_(False).eval()
         target = None
         if isinstance(model, DJEPA):

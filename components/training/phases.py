@@ -18,6 +18,7 @@ from components.model.network import Network
 from components.model.sampler import SamplerConfig
 from components.plan import check_memory
 from components.progress import Progress
+from components.starter.begin import packed
 from components.tokens.encoded import EncodedSet
 from components.tracking import Tracker
 from components.training.batches import Batches
@@ -50,10 +51,11 @@ def train_phase(
     """Train `phase1` or `phase2` and write the model, the state and the metrics.
 
     encoded: an `EncodedSet` folder. init: the state to go on from, or None to start from fresh
-    weights. critic: a critic's folder whose scores drop samples, or None. resume_dir: snapshots of
-    this very stage; a run that finds one goes on from it and ends with the same weights as a
-    run without a break. Under torchrun every process calls it, and rank 0 writes and reports.
-    Raises UserError for inputs that do not fit or a loss that is no number.
+    weights, or from those that `params.init` names. critic: a critic's folder whose scores drop
+    samples, or None. resume_dir: snapshots of this very stage; a run that finds one goes on from
+    it and ends with the same weights as a run without a break. Under torchrun every process calls
+    it, and rank 0 writes and reports. Raises UserError for inputs that do not fit or a loss that
+    is no number.
     """
     inputs = (
         phase, Path(encoded), init, critic, model_out, state_out, metrics_out, resume_dir, params,
@@ -108,7 +110,8 @@ class Phase:
         self.settings = params["training"]
         self.budget = int(self.settings[phase]["images"])
         self.encoded = EncodedSet.open(encoded)
-        self.training = Training.fresh(params, self.encoded, place)
+        fresh = packed(params) if init is None else None
+        self.training = Training.fresh(params, self.encoded, place, fresh)
         self.training.scratch = Path(scratch)
         if init is not None:
             load_state(Path(init), self.training)
