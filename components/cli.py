@@ -89,11 +89,16 @@ def generate(
         typer.Option(help="Moves the layout of a picture that is not square: VoPE's b, in tokens"),
     ] = None,
     lora: Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter")] = None,
+    enlarge: Annotated[
+        int, typer.Option(min=1, help="Side of the square that each pixel becomes, for looking at")
+    ] = 1,
 ) -> None:
     """Draw a prompt to a PNG."""
     from components.generate import generate as draw_prompt
 
-    for path in draw_prompt(prompt, model, size, images, seed, out, guidance, layout_offset, lora):
+    for path in draw_prompt(
+        prompt, model, size, images, seed, out, guidance, layout_offset, lora, enlarge
+    ):
         print(path)
 
 

@@ -4,6 +4,8 @@ import re
 import sys
 from pathlib import Path
 
+from PIL import Image
+
 from components.errors import UserError
 from components.files import read_json
 from components.scenes.world import World
@@ -61,6 +63,7 @@ def generate(
     guidance: float | None = None,
     layout_offset: float | None = None,
     lora: Path | None = None,
+    enlarge: int = 1,
 ) -> list[Path]:
     """Draw `images` pictures of `prompt`; picture i has seed + i.
 
@@ -74,6 +77,7 @@ def generate(
         guidance: scale of classifier-free guidance; None is the model's.
         layout_offset: VoPE's b in tokens; None is centred.
         lora: folder of a LoRA adapter to draw with.
+        enlarge: each pixel becomes a square of this side, for looking at small pictures.
 
     Returns:
         The PNG files written.
@@ -109,6 +113,7 @@ def generate(
     paths = []
     for number, picture in enumerate(pictures):
         path = out if images == 1 else out.with_stem(f"{out.stem}-{number}")
-        picture.save(path)
+        large = (picture.width * enlarge, picture.height * enlarge)
+        picture.resize(large, Image.Resampling.NEAREST).save(path)
         paths.append(path)
     return paths
