@@ -201,7 +201,10 @@ TOGETHER = ("phase1", "phase2")  # the stages that torchrun may run in several p
 
 
 def definition(stage: str) -> dict[str, Any]:
-    """What dvc.yaml says of a stage, with its name there as `name`; `foreach` gives its `do`."""
+    """What dvc.yaml says of a stage, with its name there as `name`; `foreach` gives its `do`.
+
+    stage: as `djepa stage` or as `dvc repro` takes it, evaluate@phase1 or evaluate-phase1.
+    """
     base, _, key = stage.partition("@")
     stages = read_yaml(Path("dvc.yaml"))["stages"]
     if f"{base}-{key}" in stages:

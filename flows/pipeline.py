@@ -82,7 +82,7 @@ def stage(name: str, work: bool = True) -> None:
     params = read_yaml(PARAMS)
     # The stage itself lets no other do the same at once, but DVC takes the result into its cache
     # only after that: who began in between would do all of it again.
-    lock = snapshots(name.replace("-", "@"), params).with_suffix(".dvc")
+    lock = snapshots(name, params).with_suffix(".dvc")
     told = float("-inf")
     while True:
         try:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from components.compose import PARAMS
 from components.errors import BUSY, Busy
+from components.files import read_yaml
 from components.processes import only_one
 from flows import serve
 from flows.command import StageFailed
@@ -72,6 +74,8 @@ def test_a_stage_that_another_process_runs_is_waited_for(
     from flows import pipeline
 
     codes = [BUSY, BUSY]
+    params = read_yaml(PARAMS)
+    params["feedback"]["rounds"]["my-round"] = params["feedback"]["rounds"]["r1"]
 
     def run(name: str, command: list[str], heard: Callable[[str], None]) -> None:
         # A second flow does not begin before DVC has kept this one's result.
@@ -87,6 +91,8 @@ def test_a_stage_that_another_process_runs_is_waited_for(
     with disable_run_logger():
         pipeline.stage.fn("evaluate-phase1")
         assert codes == []
+        monkeypatch.setattr(pipeline, "read_yaml", lambda path: params)
+        pipeline.stage.fn("phase2@my-round")  # a dash of the user's own
         codes = [2]
         with pytest.raises(StageFailed):
             pipeline.stage.fn("evaluate@r1")
