@@ -103,6 +103,17 @@ def test_impossible_values_in_the_file_are_named(name: str, value: object) -> No
         check(params)
 
 
+@pytest.mark.parametrize("key", ["my.round", "a/b", "", "-r", "phase1", "dpo", "none", 2])
+def test_a_name_that_no_round_can_have_is_refused(key: object) -> None:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    rounds = params["feedback"]["rounds"]
+    rounds["My_other-round2"] = rounds["r1"]
+    check(params)
+    rounds[key] = rounds["r1"]
+    with pytest.raises(UserError, match=r"feedback\.rounds\..* name it in params/"):
+        check(params)
+
+
 def test_every_limit_is_of_a_parameter_there_is() -> None:
     from fnmatch import fnmatchcase
 

@@ -99,6 +99,15 @@ def test_a_stage_that_another_process_runs_is_waited_for(
     assert not list((tmp_path / "resume").glob("*.dvc"))
 
 
+@pytest.mark.parametrize("name", ["r1", "My_other-round2"])
+def test_prefect_takes_the_key_that_a_rounds_progress_is_shown_as(name: str) -> None:
+    from prefect.client.schemas.actions import ArtifactCreate
+
+    from flows.people import shown_as
+
+    assert ArtifactCreate(key=shown_as(name)).key == f"labels-{name}".lower().replace("_", "-")
+
+
 def test_the_wait_lasts_until_dvc_has_kept_the_result() -> None:
     from flows.process import wait_for_other
 
