@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from components.compose import load
-from components.errors import UserError
+from components.errors import UserError, first_line
 from components.files import read_json
 from components.home import djepa_home
 from components.remote import remote_name
@@ -74,7 +74,7 @@ def find(model: str) -> Model:
             version = client.get_model_version(asked["name"], asked["version"])
     except MlflowException as error:
         raise UserError(
-            f"{model} cannot be looked up in the registry at {place()} ({error.message}): "
+            f"{model} cannot be looked up in the registry at {place()} ({first_line(error)}): "
             f"{_known(client, asked['name'])}."
         ) from error
     digest = version.tags.get(HASH)
@@ -122,8 +122,8 @@ def pinned() -> dict[str, str]:
                 return found
     except MlflowException as error:
         raise UserError(
-            f"The registry at {place()} does not answer ({error.message}): see that it runs, and "
-            f"that MLFLOW_TRACKING_URI names it."
+            f"The registry at {place()} does not answer ({first_line(error)}): see that it runs, "
+            f"and that MLFLOW_TRACKING_URI names it."
         ) from error
 
 
@@ -181,8 +181,9 @@ def _materialise(model: Model, place: Path) -> None:
             except (*missing, DvcException, OSError) as error:
                 raise UserError(
                     f"The bytes of {what} (DVC hash {model.digest}) are neither in the cache "
-                    f"{cache.path} nor to be had from the remote {remote} ({error}): push them "
-                    f"from the machine that trained it (`dvc push`), or evaluate another version."
+                    f"{cache.path} nor to be had from the remote {remote} "
+                    f"({first_line(error)}): push them from the machine that trained it (`dvc "
+                    f"push`), or evaluate another version."
                 ) from error
         _, _, built = build(cache, str(place), localfs, "md5", dry_run=True)
     if built.hash_info.value != model.digest:

@@ -20,6 +20,7 @@ from typing import Any
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
+from components.errors import first_line, without_password
 from components.files import atomic_file, read_json, write_json
 from components.registry import register
 from components.runs import MlflowTracker, client, experiment, newest, with_group
@@ -149,7 +150,7 @@ class Delivery:
             if error.error_code not in REFUSED:
                 raise
             if len(records) == 1:
-                print(f"{self.folder.name}: {kind} refused: {error}", flush=True)
+                print(f"{self.folder.name}: {kind} refused: {first_line(error)}", flush=True)
                 return
             for record in records:
                 self._take(kind, [record])
@@ -237,7 +238,7 @@ class Sender:
                     shutil.rmtree(done)
         except Exception as error:
             # Whatever it is, nothing is lost: the lines stay queued and it is tried again.
-            print(f"{type(error).__name__}: {error}", flush=True)
+            print(without_password(f"{type(error).__name__}: {error}"), flush=True)
             with atomic_file(self.queue / PROBLEM) as temporary:
                 temporary.write_text(
                     f"MLflow at {place()} does not take the runs ({type(error).__name__}): they "

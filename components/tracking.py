@@ -12,7 +12,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from components.errors import without_password
 from components.files import hash_of, read_json, write_json
 from components.home import djepa_home
 from components.registry import raw_hash, versions
@@ -152,7 +152,7 @@ def store() -> str:
 
 def place() -> str:
     """The tracking address without the password that it may have, for messages."""
-    return re.sub(r"//[^@/]*@", "//", store())
+    return without_password(store())
 
 
 def queue() -> Path:

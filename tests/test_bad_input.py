@@ -144,6 +144,7 @@ def test_a_prefect_server_that_is_away_is_said(tree: Checkout) -> None:
     extra = {"PREFECT_API_URL": "http://me:secret@127.0.0.1:9/api"}
     answer = tree.call(sys.executable, "-m", "flows.pipeline", **extra)
     refused(answer, "server at http://127.0.0.1:9/api does not answer", "make serve")
+    assert "secret" not in answer.stdout + answer.stderr
 
 
 def test_the_flow_refuses_a_wrong_parameter_before_it_starts(tree: Checkout) -> None:

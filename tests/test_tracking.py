@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import psutil
 import pytest
 
 from components import sending, tracking
-from components.runs import client, experiment_name
+from components.errors import explain, without_password
+from components.registered import find, pinned
+from components.runs import client, experiment_name, open_run
 from components.tracking import flatten, queue, stage_run, wait_sent, waiting
 
 PARAMS = {
@@ -32,6 +35,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DJEPA_HOME", str(tmp_path))
     monkeypatch.setattr(tracking, "start_sending", lambda: None)
     monkeypatch.setattr(sending, "LINGER", 0.0)
+    monkeypatch.setattr(sending, "SAMPLE", float("inf"))  # the machine's load is no run's own
     for name in ("MLFLOW_TRACKING_URI", "DJEPA_PARENT_RUN", "DJEPA_FLOW_RUN", "DJEPA_FLOW_LINK"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
@@ -173,12 +177,34 @@ def test_what_a_store_that_is_away_misses_is_kept_and_sent_later(
     said = capfd.readouterr()
     assert f"MLflow at http://127.0.0.1:{port} does not take the runs" in said.err
     assert "secret" not in (queue() / tracking.PROBLEM).read_text()
+    assert f"API request to http://127.0.0.1:{port}/" in said.out  # what is logged
+    assert "secret" not in said.out + said.err
     assert len(waiting(queue())) == 1
     left = queue()
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     sending.main(left)  # the same lines, to a store that answers
     assert all_runs()["phase1"].data.metrics["loss"] == 1.5
     assert not waiting(left) and not (left / tracking.PROBLEM).exists()
+
+
+@pytest.mark.parametrize(
+    "call", [lambda: find("model@newest"), pinned, lambda: open_run("micro", "a run", {})]
+)
+def test_a_store_that_is_away_is_one_sentence_without_its_password(
+    home: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[[], object]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:p@ss-secret@127.0.0.1:9")
+    with pytest.raises(Exception) as away:
+        call()
+    sentence = explain(away.value)
+    assert sentence and "127.0.0.1:9" in sentence and sentence.endswith(".")
+    assert "secret" not in sentence and "someone" not in sentence and "\n" not in sentence
+
+
+@pytest.mark.parametrize("word", ["secret", "se@cret", "secret?#", "'secret'", ""])
+def test_no_password_is_left_in_a_text(word: str) -> None:
+    text = without_password(f"at (http://me:{word}@host:5000/api) and s3://me:{word}@b, not x@y")
+    assert text == "at (http://host:5000/api) and s3://b, not x@y"
 
 
 def test_without_mlflow_lines_are_kept_and_sent_by_the_next_who_has_it(
