@@ -18,8 +18,8 @@ from components.errors import UserError, first_line
 from components.files import read_json
 from components.home import djepa_home
 from components.remote import remote_name
-from components.runs import open_run
-from components.tracking import flatten, place, store
+from components.runs import client, open_run
+from components.tracking import flatten, place
 
 NAME = re.compile(r"(?:models:/)?(?P<name>[^/@]+)(?:@(?P<alias>[\w.-]+)|/(?P<version>\d+))")
 HASH = "dvc.hash"  # the tag
@@ -40,14 +40,6 @@ class Model:
     folder: Path | None = None
 
 
-def _client() -> Any:
-    # Read when MLflow is imported: a store that is away is known to be so in seconds.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    import mlflow
-
-    return mlflow.MlflowClient(store())
-
-
 def find(model: str) -> Model:
     """The model of this name: a folder, or NAME@ALIAS or NAME/VERSION of MLflow's registry.
 
@@ -64,18 +56,18 @@ def find(model: str) -> Model:
             f"There is no folder {model}, and it is no name in MLflow's registry: give "
             f"NAME@ALIAS, NAME/VERSION or a model's folder, such as model@newest or models/dpo."
         )
-    client = _client()
+    mlflow = client()
     from mlflow.exceptions import MlflowException
 
     try:
         if asked["alias"]:
-            version = client.get_model_version_by_alias(asked["name"], asked["alias"])
+            version = mlflow.get_model_version_by_alias(asked["name"], asked["alias"])
         else:
-            version = client.get_model_version(asked["name"], asked["version"])
+            version = mlflow.get_model_version(asked["name"], asked["version"])
     except MlflowException as error:
         raise UserError(
             f"{model} cannot be looked up in the registry at {place()} ({first_line(error)}): "
-            f"{_known(client, asked['name'])}."
+            f"{_known(mlflow, asked['name'])}."
         ) from error
     digest = version.tags.get(HASH)
     if not digest:
@@ -87,17 +79,17 @@ def find(model: str) -> Model:
     return Model(f"{name}-{number}", name, number, digest)
 
 
-def _known(client: Any, name: str) -> str:
+def _known(mlflow: Any, name: str) -> str:
     """What could have been asked for, in words."""
     from mlflow.exceptions import MlflowException
 
     try:
-        found = client.search_registered_models(f"name = '{name}'")
+        found = mlflow.search_registered_models(f"name = '{name}'")
     except MlflowException:
         return "see that it runs, and that MLFLOW_TRACKING_URI names it"
     if not found:
         return f"it has no model {name}; a pipeline registers one when its report is done"
-    versions = client.search_model_versions(f"name = '{name}'", max_results=10)
+    versions = mlflow.search_model_versions(f"name = '{name}'", max_results=10)
     numbers = ", ".join(f"{name}/{version.version}" for version in versions)
     aliases = ", ".join(f"{name}@{alias}" for alias in found[0].aliases)
     return f"it has {aliases or 'no alias'} and, newest first, {numbers or 'no version'}"
@@ -109,13 +101,13 @@ def pinned() -> dict[str, str]:
     Raises:
         UserError: the registry does not answer.
     """
-    client, token = _client(), None
+    mlflow, token = client(), None
     from mlflow.exceptions import MlflowException
 
     found: dict[str, str] = {}
     try:
         while True:
-            page = client.search_model_versions(page_token=token)
+            page = mlflow.search_model_versions(page_token=token)
             found |= {v.tags[HASH]: f"{v.name}/{v.version}" for v in page if HASH in v.tags}
             token = page.token
             if not token:

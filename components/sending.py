@@ -7,7 +7,6 @@ writer died without a word is KILLED.
 
 import fcntl
 import json
-import os
 import shutil
 import sys
 import time
@@ -15,10 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
-
-# A store that is away is known to be so in seconds; read when MLflow is imported.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 from components.errors import first_line, without_password
 from components.files import atomic_file, read_json, write_json
