@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from pathlib import Path
@@ -216,8 +216,9 @@ def wait_sent(seconds: float = PATIENCE) -> bool:
     folder, began = queue(), time.time()
     start_sending()
     while any(is_over(run) for run in waiting(folder)):
-        trouble = folder / PROBLEM
-        away = trouble.exists() and trouble.stat().st_mtime > began
+        away = False
+        with suppress(FileNotFoundError):  # it is gone as soon as all is well
+            away = (folder / PROBLEM).stat().st_mtime > began
         if find_spec("mlflow") is None or away or time.time() > began + seconds:
             return False
         time.sleep(0.1)
@@ -295,7 +296,7 @@ def stage_run(
         raise
     finally:
         tracker.end(status)
-        if (queue() / PROBLEM).exists():
+        with suppress(FileNotFoundError):
             print(f"{stage}: {(queue() / PROBLEM).read_text()}", file=sys.stderr, flush=True)
 
 

@@ -227,6 +227,42 @@ def test_without_mlflow_lines_are_kept_and_sent_by_the_next_who_has_it(
     assert phase1.data.metrics["loss"] == 1.5
 
 
+def test_a_run_that_mlflow_refuses_keeps_no_other_waiting(home: Path) -> None:
+    def work(stage: str) -> None:
+        for family in ("lost", "micro"):
+            with stage_run(stage, PARAMS | {"family": family}, {}) as tracker:
+                tracker.log_metrics({"loss": 1.5}, step=1)
+
+    work("curate")
+    sending.main(queue())
+    lost = client().get_experiment_by_name(experiment_name("lost")).experiment_id
+    client().delete_experiment(lost)
+    work("phase1")
+    began = time.time()
+    assert sending.Sender(queue()).look(waiting(queue()))
+    assert all_runs()["phase1"].info.status == "FINISHED"
+    (left,) = waiting(queue())
+    problem = queue() / tracking.PROBLEM
+    said = problem.read_text()
+    assert f"does not take the run {left.name} (" in said and "deleted" in said
+    assert problem.stat().st_mtime >= began and not wait_sent(30)
+    client().restore_experiment(lost)
+    assert sending.Sender(queue()).look(waiting(queue())) is None
+    found = {run.info.run_name: run for run in client().search_runs([lost])}
+    assert found["phase1"].data.metrics == {"loss": 1.5}
+    assert not waiting(queue()) and not problem.exists()
+
+
+def test_a_killed_run_that_was_deleted_in_mlflow_is_given_up(home: Path) -> None:
+    with stage_run("phase1", PARAMS, {}) as tracker:
+        sending.Sender(queue()).look(waiting(queue()))
+        client().delete_run(all_runs()["phase1"].info.run_id)
+        tracker._file.close()  # as a kill does
+        sending.main(queue())
+        assert not waiting(queue())
+        tracker._file = (home / "rest").open("a")
+
+
 def test_one_record_that_mlflow_refuses_loses_no_other(home: Path) -> None:
     with stage_run("phase1", PARAMS, {"training": {"lr": 0.1}}) as tracker:
         tracker.log_metrics({"a bad:name?": 1.0}, step=1)
