@@ -301,8 +301,8 @@ def main(queue: Path) -> None:
                 shutil.rmtree(left)
             Sender(queue).run()
         # A stage that started meanwhile found the lock held.
-        left = waiting(queue)
-        if not left or ((queue / PROBLEM).exists() and all(is_over(run) for run in left)):
+        rest = waiting(queue)
+        if not rest or ((queue / PROBLEM).exists() and all(is_over(run) for run in rest)):
             return
 
 
