@@ -3,6 +3,8 @@
 import errno
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 REFUSED = 2  # exit code for what is not a defect of the program; a retry does not help
@@ -60,6 +62,22 @@ def explain(error: BaseException) -> str | None:
             )
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+@contextmanager
+def needed(program: str, module: str) -> Iterator[None]:
+    """Import what a program needs inside: for a missing package, one sentence and exit code 2.
+
+    program: as the sentence begins. module: its `__name__`; imported by another module, the error
+    is raised as it is.
+    """
+    try:
+        yield
+    except ImportError as missing:
+        sentence = explain(missing)
+        if module != "__main__" or sentence is None:
+            raise
+        sys.exit(say(program, sentence))
 
 
 def _missing_package(error: ImportError) -> str | None:

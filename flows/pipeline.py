@@ -12,19 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from components.branch import check_branch, commit
-from components.compose import PARAMS, ROUNDS, SELECTED, compose, load
-from components.errors import BUSY, Busy, UserError, explain, say
-from components.files import read_yaml
-from components.home import checkout
-from components.lockfile import check_lock, not_taken
-from components.processes import only_one
-from components.rawdata import RECORD
-from components.remote import push, remote_name
-from components.stages import LABELS, missing_labels, snapshots
-from flows.command import StageFailed, command
+from components.errors import BUSY, Busy, UserError, needed
 
-try:
+with needed("pipeline", __name__):
     from prefect import flow, get_run_logger, task
     from prefect.artifacts import (
         create_image_artifact,
@@ -35,12 +25,17 @@ try:
     from prefect.client.schemas.objects import TaskRun
     from prefect.states import State
 
+    from components.branch import check_branch, commit
+    from components.compose import PARAMS, ROUNDS, SELECTED, compose, load
+    from components.files import read_yaml
+    from components.home import checkout
+    from components.lockfile import check_lock, not_taken
+    from components.processes import only_one
+    from components.rawdata import RECORD
+    from components.remote import push, remote_name
+    from components.stages import LABELS, missing_labels, snapshots
+    from flows.command import StageFailed, command
     from flows.process import AGAIN, run, wait_for_other
-except ModuleNotFoundError as missing:
-    sentence = explain(missing)
-    if __name__ != "__main__" or sentence is None:
-        raise
-    sys.exit(say("pipeline", sentence))
 
 # What Prefect shows of a stage: file, key of the artifact, description.
 SHOWN = {

@@ -34,12 +34,12 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     return made
 
 
-def refused(answer: Answer, *words: str) -> None:
-    """The answer is one sentence with these words, and exit code 2."""
+def refused(answer: Answer, *words: str, by: tuple[str, ...] = ("djepa", "pipeline")) -> None:
+    """The answer is one sentence of such a program with these words, and exit code 2."""
     assert answer.returncode == 2, f"{answer.stdout}\n{answer.stderr}"
     said = [line for line in answer.stderr.splitlines() if line.strip()]
     assert len(said) == 1, answer.stderr
-    assert said[0].startswith(("djepa: ", "pipeline: ")) and said[0].endswith("."), said
+    assert said[0].startswith(tuple(f"{each}: " for each in by)) and said[0].endswith("."), said
     for word in words:
         assert word in said[0]
 
@@ -183,12 +183,22 @@ def test_curation_without_a_package_keeps_the_shards_it_had_scanned(
     assert len(list(tmp_path.glob("out.tmp-*/passes/*.scan.parquet"))) == 2
 
 
-@pytest.mark.parametrize(("command", "package"), [(DJEPA, "typer"), (FLOW, "prefect")])
+@pytest.mark.parametrize(
+    ("module", "program", "package"),
+    [
+        ("components.cli", "djepa", "typer"),
+        ("flows.pipeline", "pipeline", "prefect"),
+        ("flows.ablation", "ablation", "prefect"),
+        ("flows.evaluation", "evaluation", "pydantic"),
+        ("flows.cleanup", "cleanup", "psutil"),
+        ("flows.serve", "serve", "yaml"),
+    ],
+)
 def test_another_python_than_the_one_installed_into(
-    tree: Checkout, tmp_path: Path, command: tuple[str, ...], package: str
+    tree: Checkout, tmp_path: Path, module: str, program: str, package: str
 ) -> None:
-    answer = tree.call(*command, **without(package, tmp_path / "hidden"))
-    refused(answer, repr(package), "make -B install", sys.executable)
+    answer = tree.call(sys.executable, "-m", module, **without(package, tmp_path / "hidden"))
+    refused(answer, repr(package), "make -B install", sys.executable, by=(program,))
 
 
 # ---- a damaged shard
