@@ -129,22 +129,22 @@ def fetched(model: Model) -> Iterator[Path]:
     if model.folder is not None:
         yield model.folder
         return
-    place = djepa_home() / "fetched" / f"{model.label}.tmp-{os.getpid()}"
-    shutil.rmtree(place, ignore_errors=True)
-    place.parent.mkdir(exist_ok=True)
+    folder = djepa_home() / "fetched" / f"{model.label}.tmp-{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(exist_ok=True)
     try:
-        _materialise(model, place)
-        yield place
+        _materialise(model, folder)
+        yield folder
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _materialise(model: Model, place: Path) -> None:
-    """Write the folder with the model's DVC hash to `place`."""
+def _materialise(model: Model, folder: Path) -> None:
+    """Write the folder with the model's DVC hash to `folder`."""
     from dvc.exceptions import DvcException
     from dvc.fs import localfs
     from dvc.repo import Repo
-    from dvc_data.hashfile import load
+    from dvc_data.hashfile import load as content
     from dvc_data.hashfile.build import build
     from dvc_data.hashfile.checkout import CheckoutError, checkout
     from dvc_data.hashfile.hash_info import HashInfo
@@ -156,7 +156,7 @@ def _materialise(model: Model, place: Path) -> None:
     with Repo() as repo:
         cache = repo.cache.local
         try:
-            checkout(str(place), localfs, load(cache, info), cache=cache)
+            checkout(str(folder), localfs, content(cache, info), cache=cache)
         except missing:
             remote = remote_name()
             if remote is None:
@@ -168,8 +168,8 @@ def _materialise(model: Model, place: Path) -> None:
             try:
                 repo.cloud.pull([info])  # which files there are, then they themselves
                 repo.cloud.pull([entry for _, _, entry in Tree.load(cache, info)])
-                shutil.rmtree(place, ignore_errors=True)
-                checkout(str(place), localfs, load(cache, info), cache=cache)
+                shutil.rmtree(folder, ignore_errors=True)
+                checkout(str(folder), localfs, content(cache, info), cache=cache)
             except (*missing, DvcException, OSError) as error:
                 raise UserError(
                     f"The bytes of {what} (DVC hash {model.digest}) are neither in the cache "
@@ -177,7 +177,7 @@ def _materialise(model: Model, place: Path) -> None:
                     f"({first_line(error)}): push them from the machine that trained it (`dvc "
                     f"push`), or evaluate another version."
                 ) from error
-        _, _, built = build(cache, str(place), localfs, "md5", dry_run=True)
+        _, _, built = build(cache, str(folder), localfs, "md5", dry_run=True)
     if built.hash_info.value != model.digest:
         raise UserError(
             f"The bytes of {what} in the cache {cache.path} are damaged (hash "

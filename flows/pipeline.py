@@ -98,10 +98,10 @@ def stage(name: str, work: bool = True) -> None:
 
 
 def _repro(name: str) -> None:
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
+    words = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
     said: list[str] = []
     try:
-        run(name, command, heard=said.append)
+        run(name, words, heard=said.append)
     except StageFailed as failure:
         sentence = not_taken(name, said)
         if sentence is None:
@@ -166,7 +166,7 @@ def plan() -> dict[str, bool]:
             changed = {node.addressing for node in graph}
         work: dict[Any, bool] = {}
         for node in dfs_postorder_nodes(graph):  # an edge goes to what a stage needs
-            needs = (work[needed] for needed in graph.successors(node))
+            needs = (work[each] for each in graph.successors(node))
             work[node] = node.addressing in changed or any(needs)
     return {node.name: work[node] for node in work if getattr(node, "name", None)}
 
