@@ -46,11 +46,12 @@ def data(
     """Draw the embedded world's raw pictures into data/ and check them against data.dvc."""
     from components.compose import load
     from components.home import checkout
-    from components.lockfile import forget_lost
+    from components.lockfile import check_lock, forget_lost
     from components.rawdata import draw_data
     from components.tracking import Tracker
 
     checkout()  # `dvc add` records the pictures in it
+    check_lock()
     draw_data(load(), Tracker(), accept)
     lost = forget_lost()
     if lost:

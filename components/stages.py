@@ -17,6 +17,7 @@ from components.compose import load
 from components.errors import UserError
 from components.files import hash_of, read_yaml
 from components.home import djepa_home
+from components.lockfile import check_lock
 from components.processes import launched, only_one
 from components.runs_view import stage_note
 from components.tracking import Tracker, complete_parent, remember, stage_run, wait_sent
@@ -296,6 +297,7 @@ def run_stage(stage: str) -> None:
     if base not in STAGES:
         raise UserError(f"There is no stage {stage!r}: the stages are {', '.join(STAGES)}.")
     params = load()
+    check_lock()
     name, rounds = definition(stage)["name"], params["feedback"]["rounds"]
     if "@" in name and key not in rounds:
         raise UserError(

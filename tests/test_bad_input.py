@@ -17,7 +17,7 @@ from components.compose import composed
 from components.curation.shards import write_shard
 from components.errors import FULL_WORDS, UserError, explain
 from components.limits import CHOICES, LIMITS, check, numbers
-from components.lockfile import check_lock
+from components.lockfile import check_lock, forget_lost
 from tests.conftest import ROOT, Answer, Checkout, make_checkout
 from tests.test_curation import sound
 
@@ -303,6 +303,40 @@ def test_a_lock_file_that_was_cut_off_is_said(tmp_path: Path, text: str) -> None
         check_lock(tmp_path)
     (tmp_path / "dvc.lock").write_text("schema: '2.0'\nstages: {curate: {cmd: x}}\n")
     check_lock(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "command"),
+    [
+        ("dvc.lock", (*DJEPA, "data")),
+        ("dvc.lock", (*DJEPA, "stage", "report")),
+        ("data.dvc", (*DJEPA, "data")),
+        ("data.dvc", FLOW),
+    ],
+)
+def test_a_record_that_was_cut_off_is_said_by_each_command(
+    tree: Checkout, file: str, command: tuple[str, ...]
+) -> None:
+    record = tree.root / file
+    before = record.read_text()
+    try:
+        record.write_text(before[: before.index(":") + 1] + " [")
+        refused(tree.call(*command), f"git checkout {file}", "same command again")
+    finally:
+        record.write_text(before)
+
+
+def test_a_pipeline_that_dvc_cannot_read_is_said(
+    tree: Checkout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tree.root)
+    before = Path("dvc.yaml").read_text()
+    try:
+        Path("dvc.yaml").write_text("stages: {curate: [")
+        with pytest.raises(UserError, match=r"'dvc\.yaml'.* same command again"):
+            forget_lost()
+    finally:
+        Path("dvc.yaml").write_text(before)
 
 
 # ---- no git
