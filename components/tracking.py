@@ -172,7 +172,8 @@ def is_over(run: Path) -> bool:
     """Whether nobody writes to this run of a queue any more."""
     try:
         with (run / LINES).open() as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Shared: two that look at once would each take the other for the writer.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except FileNotFoundError:  # sent meanwhile

@@ -1,5 +1,6 @@
 """Runs on their way to a real MLflow (sqlite): queued by stages, sent by a process of their own."""
 
+import fcntl
 import os
 import signal
 import socket
@@ -87,6 +88,15 @@ def test_a_stage_ends_its_run_whatever_happens(
     folder = client().download_artifacts(child.info.run_id, "samples/picture.txt")
     assert Path(folder).read_text() == "as it was"
     assert not waiting(queue())
+
+
+def test_two_that_look_at_once_both_see_that_a_run_is_over(home: Path) -> None:
+    with stage_run("phase1", PARAMS, {}):
+        (run,) = waiting(queue())
+        assert not tracking.is_over(run)
+    with (run / tracking.LINES).open() as other:
+        fcntl.flock(other, fcntl.LOCK_SH)  # as is_over does for a moment
+        assert tracking.is_over(run)
 
 
 def test_second_stage_joins_the_parent_of_the_first(home: Path) -> None:
