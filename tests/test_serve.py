@@ -3,7 +3,10 @@
 import socket
 import subprocess
 import sys
+import threading
+from base64 import b64encode
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from components.files import read_yaml
 from components.processes import only_one
 from flows import serve
 from flows.command import StageFailed
+from flows.rest import Server
 from tests.test_slow_flow import free_port
 
 
@@ -64,6 +68,27 @@ def test_a_port_that_is_taken_and_a_folder_without_deployments_are_one_sentence(
     (tmp_path / "prefect.yaml").write_text("deployments: [")
     assert serve.main(["--port", str(port)]) == 2
     assert "prefect.yaml is no YAML" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("who", "sent"), [("", None), ("me:se%40cret@", "Basic " + b64encode(b"me:se@cret").decode())]
+)
+def test_a_server_is_asked_with_the_password_of_its_address(who: str, sent: str | None) -> None:
+    heard = []
+
+    class Answering(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            heard.append((self.path, self.headers["Authorization"]))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"true")
+
+    with HTTPServer(("127.0.0.1", 0), Answering) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        address = f"http://{who}127.0.0.1:{server.server_port}/api"
+        assert Server(address).ask("health") is True
+    assert heard == [("/api/health", sent)]
+    assert Server(address).ask("health") is None, "it is away now"
 
 
 def test_a_stage_that_another_process_runs_is_waited_for(
