@@ -226,8 +226,9 @@ def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1")] = 5000) -> N
         print(f"MLflow: {address} ({words})", flush=True)
     print("Prefect: `prefect server start`, then http://127.0.0.1:4200", flush=True)
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = store()  # on the command line all would read it
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--workers", "1", "--backend-store-uri", store()]
+    command += ["--port", str(port), "--workers", "1"]
     command += ["--default-artifact-root", str(djepa_home() / "artifacts")]
     os.execv(sys.executable, command)
 

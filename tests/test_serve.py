@@ -1,5 +1,6 @@
 """What `make serve` finds on a machine, and what it refuses; test_slow_serve.py has it running."""
 
+import re
 import socket
 import subprocess
 import sys
@@ -131,6 +132,19 @@ def test_prefect_takes_the_key_that_a_rounds_progress_is_shown_as(name: str) -> 
     from flows.people import shown_as
 
     assert ArtifactCreate(key=shown_as(name)).key == f"labels-{name}".lower().replace("_", "-")
+
+
+def test_the_link_to_a_flow_run_has_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.process import _environment
+
+    run = "00000000-0000-0000-0000-000000000007"
+    monkeypatch.setenv("PREFECT__FLOW_RUN_ID", run)
+    with temporary_settings({PREFECT_API_URL: "http://me:secret@there:4200/api"}):
+        made = _environment()
+    assert made["DJEPA_FLOW_RUN"] == run
+    assert re.fullmatch(f"http://there:4200/.*/{run}", made["DJEPA_FLOW_LINK"])
 
 
 def test_the_wait_lasts_until_dvc_has_kept_the_result() -> None:
