@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import yaml
 
 from components.compose import PARAMS
 from components.errors import BUSY, Busy
@@ -19,6 +20,7 @@ from components.processes import only_one
 from flows import serve
 from flows.command import StageFailed
 from flows.rest import Server
+from tests.conftest import ROOT
 from tests.test_slow_flow import free_port
 
 
@@ -145,6 +147,29 @@ def test_the_link_to_a_flow_run_has_no_password(monkeypatch: pytest.MonkeyPatch)
         made = _environment()
     assert made["DJEPA_FLOW_RUN"] == run
     assert re.fullmatch(f"http://there:4200/.*/{run}", made["DJEPA_FLOW_LINK"])
+
+
+def test_the_form_of_each_deployment_knows_types_and_bounds() -> None:
+    from prefect.flows import load_flow_from_entrypoint
+    from prefect.utilities.callables import parameter_schema
+
+    bounds = {}
+    for entry in yaml.safe_load((ROOT / serve.FILE).read_text())["deployments"]:
+        # As `prefect deploy` does.
+        shown = parameter_schema(load_flow_from_entrypoint(entry["entrypoint"])).properties
+        assert all({"type", "anyOf"} & set(each) for each in shown.values()), entry["name"]
+        for name, each in shown.items():
+            least = [kind["minimum"] for kind in each.get("anyOf", [each]) if "minimum" in kind]
+            bounds |= {f"{entry['name']}.{name}": least[0]} if least else {}
+    assert bounds == {
+        "nightly.workers": 1,
+        "registered.pictures": 1,
+        "registered.seed": 0,
+        "table-4.seeds": 1,
+        "table-4.at_once": 1,
+        "table-4.hours": 0,
+        "tidy.days": 0,
+    }
 
 
 def test_the_wait_lasts_until_dvc_has_kept_the_result() -> None:
