@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import UserError
-from components.files import read_json, write_json
+from components.files import atomic_file, read_json, write_json
 from components.processes import only_one
 
 LEDGER, WORK, LINKS, LOCK = "ledger.json", "batch.json", "links", "curation.lock"
@@ -116,8 +116,6 @@ def repeats(batch: Batch) -> int:
     key there). They stay in the set. What only looks alike is not looked for across batches.
     """
     import duckdb
-
-    from components.files import atomic_file
 
     names = [name for name in _ledger(batch.out.parent)["batches"] if name != batch.name]
     manifests = [batch.out.parent / name / "manifest.parquet" for name in names]

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from components.errors import Busy, UserError
-from components.processes import only_one
+from components.processes import occupied, only_one
 
 DAY = 86400  # seconds
 SNAPSHOT = re.compile(r"[0-9a-f]{16}")  # of a name in DJEPA_HOME/resume
@@ -46,12 +46,12 @@ def leftovers(home: Path, root: Path, days: float) -> list[Leftover]:
 
     home: DJEPA_HOME. root: the main checkout.
     """
-    occupied = _occupied()
+    places = occupied()
     found = []
     for kind, path in (*_snapshots(home), *_copies(home, root), *_temporary(home, root)):
         size, touched = _measure(path)
         age = (time.time() - touched) / DAY
-        if age >= days and not _in_use(kind, path, occupied):
+        if age >= days and not _in_use(kind, path, places):
             found.append(Leftover(kind, path, size, age))
     return sorted(found, key=lambda one: (-one.bytes, str(one.path)))
 
@@ -61,7 +61,7 @@ def remove(one: Leftover, root: Path) -> bool:
 
     root: the main checkout.
     """
-    if _in_use(one.kind, one.path, _occupied()):
+    if _in_use(one.kind, one.path, occupied()):
         return False
     if one.kind == "snapshot":
         try:
@@ -139,19 +139,8 @@ def _measure(path: Path) -> tuple[int, float]:
     return size, touched
 
 
-def _occupied() -> set[Path]:
-    """The folders in which processes of this machine work."""
-    found = set()
-    for process in psutil.process_iter():
-        try:
-            found.add(Path(process.cwd()))
-        except (psutil.Error, OSError):
-            continue
-    return found
-
-
-def _in_use(kind: str, path: Path, occupied: set[Path]) -> bool:
-    if any(place.is_relative_to(path) for place in occupied):
+def _in_use(kind: str, path: Path, places: set[Path]) -> bool:
+    if any(place.is_relative_to(path) for place in places):
         return True
     if kind == "snapshot":
         try:
@@ -190,7 +179,8 @@ def collect(root: Path, registered: Sequence[str], dry: bool) -> tuple[int, int]
         UserError: an experiment is running, the cache is not the checkout's own, or DVC refuses.
     """
     copies = [path for kind, path in _copies(root, root) if kind == "experiment"]
-    running = [path for path in copies if _in_use("experiment", path, _occupied())]
+    places = occupied()
+    running = [path for path in copies if _in_use("experiment", path, places)]
     if running:
         raise UserError(
             f"DVC's cache is left as it is: an experiment is running in {running[0]}, and what it "

@@ -46,11 +46,12 @@ def data(
     """Draw the embedded world's raw pictures into data/ and check them against data.dvc."""
     from components.compose import load
     from components.home import checkout
-    from components.lockfile import forget_lost
+    from components.lockfile import check_lock, forget_lost
     from components.rawdata import draw_data
     from components.tracking import Tracker
 
     checkout()  # `dvc add` records the pictures in it
+    check_lock()
     draw_data(load(), Tracker(), accept)
     lost = forget_lost()
     if lost:
@@ -248,8 +249,9 @@ def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1")] = 5000) -> N
         print(f"MLflow: {address} ({words})", flush=True)
     print("Prefect: `prefect server start`, then http://127.0.0.1:4200", flush=True)
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = store()  # on the command line all would read it
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--workers", "1", "--backend-store-uri", store()]
+    command += ["--port", str(port), "--workers", "1"]
     command += ["--default-artifact-root", str(djepa_home() / "artifacts")]
     os.execv(sys.executable, command)
 

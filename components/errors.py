@@ -1,7 +1,10 @@
 """Errors that are the user's or the machine's to mend: one sentence, no traceback."""
 
 import errno
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 REFUSED = 2  # exit code for what is not a defect of the program; a retry does not help
@@ -24,8 +27,19 @@ class Busy(UserError):
     """Another process is at the very same thing."""
 
 
+def without_password(text: str) -> str:
+    """The text without the name and password that an address in it may have: //NAME:WORD@HOST."""
+    return re.sub(r"//[^/\s]*@", "//", text)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in a line that may be shown and logged."""
+    return without_password(str(error).strip().partition("\n")[0]) or "no reason given"
+
+
 def explain(error: BaseException) -> str | None:
-    """The sentence for a mistake, a missing package or a full disk; None for all other errors."""
+    """The sentence for a mistake, a missing package, a full disk or a store of MLflow's that is
+    away; None for all other errors."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, ImportError):
@@ -33,6 +47,13 @@ def explain(error: BaseException) -> str | None:
     # Where closing a file or a run fails too, that second error is the one that is raised.
     cause: BaseException | None = error
     while cause is not None:
+        if _is_store_away(cause):
+            from components.tracking import place
+
+            return (
+                f"MLflow at {place()} does not answer ({first_line(cause)}): see that it runs, and "
+                f"that MLFLOW_TRACKING_URI names it, and run the same command again."
+            )
         if _is_full(cause):
             where = getattr(cause, "filename", None) or Path.cwd()
             return (
@@ -41,6 +62,22 @@ def explain(error: BaseException) -> str | None:
             )
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+@contextmanager
+def needed(program: str, module: str) -> Iterator[None]:
+    """Import what a program needs inside: for a missing package, one sentence and exit code 2.
+
+    program: as the sentence begins. module: its `__name__`; imported by another module, the error
+    is raised as it is.
+    """
+    try:
+        yield
+    except ImportError as missing:
+        sentence = explain(missing)
+        if module != "__main__" or sentence is None:
+            raise
+        sys.exit(say(program, sentence))
 
 
 def _missing_package(error: ImportError) -> str | None:
@@ -60,6 +97,15 @@ def _is_full(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return any(words in text for words in FULL_WORDS)
+
+
+def _is_store_away(error: BaseException) -> bool:
+    """MLflow has one class for all its errors; looked at without importing it."""
+    code = getattr(error, "error_code", None)
+    unanswered = code == "INTERNAL_ERROR" and str(error).startswith("API request to ")
+    return type(error).__module__.startswith("mlflow.") and (
+        unanswered or code == "TEMPORARILY_UNAVAILABLE"
+    )
 
 
 def say(program: str, sentence: str, error: BaseException | None = None) -> int:

@@ -40,6 +40,7 @@ SHARE = Limit("a number from 0 to 1", 0, 1)
 POSITIVE = Limit("a number above 0", 0, above=True)
 
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # a file's name without its ending
+TAKEN = ("phase1", "dpo", "none")  # names of models and critics that are no round's
 
 # Names as in params.yaml, `*` for any part of one.
 LIMITS: dict[str, Limit] = {
@@ -237,6 +238,12 @@ def _check_rounds(params: Mapping[str, Any]) -> None:
     choices: list[tuple[str, Any, list[str]]] = []
     for key, line in params["feedback"]["rounds"].items():
         place = f"feedback.rounds.{key}"
+        # It is part of names of stages, folders and parameters.
+        if not (isinstance(key, str) and PLAIN.fullmatch(key)) or key in TAKEN:
+            raise UserError(
+                f"{place}: {key!r} is no name of a round: name it in params/ with letters, digits, "
+                f"- and _, and neither phase1, dpo nor none, by habit r{len(models) - 1}."
+            )
         if not isinstance(line, Mapping) or not {"model", "critic", "labels"} <= set(line):
             raise UserError(f"{place} is {line!r}: give it model, critic and labels in params/.")
         if not (isinstance(line["labels"], str) and PLAIN.fullmatch(line["labels"])):

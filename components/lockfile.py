@@ -11,32 +11,33 @@ from typing import Any
 
 import yaml
 
-from components.errors import FULL, UserError
+from components.errors import FULL, UserError, first_line
 from components.files import atomic_file, read_yaml
 
-LOCK = Path("dvc.lock")
+LOCK, RAW = Path("dvc.lock"), Path("data.dvc")
 NOT_TAKEN = re.compile(r"ERROR: failed to reproduce '.+': \[Errno (\d+)\]")
 
 
 def check_lock(root: Path = Path()) -> None:
-    """Refuse a dvc.lock that was cut off.
+    """Refuse a dvc.lock or data.dvc that was cut off.
 
     Raises:
         UserError: it is there and does not say what is recorded.
     """
-    file = root / LOCK
-    if not file.exists():
-        return
-    try:
-        whole = isinstance(yaml.safe_load(file.read_text())["stages"], dict)
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError):
-        whole = False
-    if not whole:
-        raise UserError(
-            f"{file.absolute()} is damaged (a full disk, or a kill, cut it off): run `git checkout "
-            f"{LOCK}` there and the same command again; stages that it does not know then are "
-            f"taken from DVC's run cache, not run."
-        )
+    for name, section, kind in ((LOCK, "stages", dict), (RAW, "outs", list)):
+        file = root / name
+        if not file.exists():
+            continue
+        try:
+            whole = isinstance(read_yaml(file)[section], kind)
+        except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError):
+            whole = False
+        if not whole:
+            raise UserError(
+                f"{file.absolute()} is damaged (a full disk, or a kill, cut it off): run `git "
+                f"checkout {name}` there and the same command again; what it does not know then is "
+                f"taken from DVC's run cache, not run."
+            )
 
 
 def forget_lost() -> list[str]:
@@ -46,7 +47,12 @@ def forget_lost() -> list[str]:
     DVC looks for those results alone, and runs it anew where they are neither here nor in its
     cache: each time, in every worktree and experiment, though its run cache has what another one
     made. With a remote nothing is forgotten, as `dvc pull` may bring it.
+
+    Raises:
+        UserError: DVC cannot read what this checkout records.
     """
+    check_lock()
+    from dvc.exceptions import DvcException
     from dvc.lock import LockError
     from dvc.repo import Repo
     from dvc.stage import PipelineStage
@@ -66,6 +72,11 @@ def forget_lost() -> list[str]:
                         temporary.write_text(yaml.safe_dump(record, sort_keys=False))
         except LockError:  # somebody's `dvc repro` writes it now
             return []
+        except DvcException as error:
+            raise UserError(
+                f"DVC cannot read what {Path.cwd()} records ({first_line(error)}): mend it and run "
+                f"the same command again."
+            ) from error
     return lost
 
 

@@ -128,6 +128,17 @@ def only_one(file: Path, what: str) -> Iterator[None]:
         held.close()
 
 
+def occupied() -> set[Path]:
+    """The folders in which processes of this machine work, of those that may be asked."""
+    import psutil  # which a stage on a bare machine does not need
+
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            found.add(Path(process.cwd()))
+    return found
+
+
 def launched() -> tuple[int, int] | None:
     """Rank and number of the processes where torchrun (or its like) started this one, else None."""
     if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():

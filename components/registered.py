@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from components.compose import load
-from components.errors import UserError
+from components.errors import UserError, first_line
 from components.files import read_json
 from components.home import djepa_home
 from components.remote import remote_name
-from components.runs import open_run
-from components.tracking import flatten, place, store
+from components.runs import client, open_run
+from components.tracking import flatten, place
 
 NAME = re.compile(r"(?:models:/)?(?P<name>[^/@]+)(?:@(?P<alias>[\w.-]+)|/(?P<version>\d+))")
 HASH = "dvc.hash"  # the tag
@@ -40,14 +40,6 @@ class Model:
     folder: Path | None = None
 
 
-def _client() -> Any:
-    # Read when MLflow is imported: a store that is away is known to be so in seconds.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    import mlflow
-
-    return mlflow.MlflowClient(store())
-
-
 def find(model: str) -> Model:
     """The model of this name: a folder, or NAME@ALIAS or NAME/VERSION of MLflow's registry.
 
@@ -64,18 +56,18 @@ def find(model: str) -> Model:
             f"There is no folder {model}, and it is no name in MLflow's registry: give "
             f"NAME@ALIAS, NAME/VERSION or a model's folder, such as model@newest or models/dpo."
         )
-    client = _client()
+    mlflow = client()
     from mlflow.exceptions import MlflowException
 
     try:
         if asked["alias"]:
-            version = client.get_model_version_by_alias(asked["name"], asked["alias"])
+            version = mlflow.get_model_version_by_alias(asked["name"], asked["alias"])
         else:
-            version = client.get_model_version(asked["name"], asked["version"])
+            version = mlflow.get_model_version(asked["name"], asked["version"])
     except MlflowException as error:
         raise UserError(
-            f"{model} cannot be looked up in the registry at {place()} ({error.message}): "
-            f"{_known(client, asked['name'])}."
+            f"{model} cannot be looked up in the registry at {place()} ({first_line(error)}): "
+            f"{_known(mlflow, asked['name'])}."
         ) from error
     digest = version.tags.get(HASH)
     if not digest:
@@ -87,17 +79,17 @@ def find(model: str) -> Model:
     return Model(f"{name}-{number}", name, number, digest)
 
 
-def _known(client: Any, name: str) -> str:
+def _known(mlflow: Any, name: str) -> str:
     """What could have been asked for, in words."""
     from mlflow.exceptions import MlflowException
 
     try:
-        found = client.search_registered_models(f"name = '{name}'")
+        found = mlflow.search_registered_models(f"name = '{name}'")
     except MlflowException:
         return "see that it runs, and that MLFLOW_TRACKING_URI names it"
     if not found:
         return f"it has no model {name}; a pipeline registers one when its report is done"
-    versions = client.search_model_versions(f"name = '{name}'", max_results=10)
+    versions = mlflow.search_model_versions(f"name = '{name}'", max_results=10)
     numbers = ", ".join(f"{name}/{version.version}" for version in versions)
     aliases = ", ".join(f"{name}@{alias}" for alias in found[0].aliases)
     return f"it has {aliases or 'no alias'} and, newest first, {numbers or 'no version'}"
@@ -109,21 +101,21 @@ def pinned() -> dict[str, str]:
     Raises:
         UserError: the registry does not answer.
     """
-    client, token = _client(), None
+    mlflow, token = client(), None
     from mlflow.exceptions import MlflowException
 
     found: dict[str, str] = {}
     try:
         while True:
-            page = client.search_model_versions(page_token=token)
+            page = mlflow.search_model_versions(page_token=token)
             found |= {v.tags[HASH]: f"{v.name}/{v.version}" for v in page if HASH in v.tags}
             token = page.token
             if not token:
                 return found
     except MlflowException as error:
         raise UserError(
-            f"The registry at {place()} does not answer ({error.message}): see that it runs, and "
-            f"that MLFLOW_TRACKING_URI names it."
+            f"The registry at {place()} does not answer ({first_line(error)}): see that it runs, "
+            f"and that MLFLOW_TRACKING_URI names it."
         ) from error
 
 
@@ -137,22 +129,22 @@ def fetched(model: Model) -> Iterator[Path]:
     if model.folder is not None:
         yield model.folder
         return
-    place = djepa_home() / "fetched" / f"{model.label}.tmp-{os.getpid()}"
-    shutil.rmtree(place, ignore_errors=True)
-    place.parent.mkdir(exist_ok=True)
+    folder = djepa_home() / "fetched" / f"{model.label}.tmp-{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(exist_ok=True)
     try:
-        _materialise(model, place)
-        yield place
+        _materialise(model, folder)
+        yield folder
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _materialise(model: Model, place: Path) -> None:
-    """Write the folder with the model's DVC hash to `place`."""
+def _materialise(model: Model, folder: Path) -> None:
+    """Write the folder with the model's DVC hash to `folder`."""
     from dvc.exceptions import DvcException
     from dvc.fs import localfs
     from dvc.repo import Repo
-    from dvc_data.hashfile import load
+    from dvc_data.hashfile import load as content
     from dvc_data.hashfile.build import build
     from dvc_data.hashfile.checkout import CheckoutError, checkout
     from dvc_data.hashfile.hash_info import HashInfo
@@ -164,7 +156,7 @@ def _materialise(model: Model, place: Path) -> None:
     with Repo() as repo:
         cache = repo.cache.local
         try:
-            checkout(str(place), localfs, load(cache, info), cache=cache)
+            checkout(str(folder), localfs, content(cache, info), cache=cache)
         except missing:
             remote = remote_name()
             if remote is None:
@@ -176,15 +168,16 @@ def _materialise(model: Model, place: Path) -> None:
             try:
                 repo.cloud.pull([info])  # which files there are, then they themselves
                 repo.cloud.pull([entry for _, _, entry in Tree.load(cache, info)])
-                shutil.rmtree(place, ignore_errors=True)
-                checkout(str(place), localfs, load(cache, info), cache=cache)
+                shutil.rmtree(folder, ignore_errors=True)
+                checkout(str(folder), localfs, content(cache, info), cache=cache)
             except (*missing, DvcException, OSError) as error:
                 raise UserError(
                     f"The bytes of {what} (DVC hash {model.digest}) are neither in the cache "
-                    f"{cache.path} nor to be had from the remote {remote} ({error}): push them "
-                    f"from the machine that trained it (`dvc push`), or evaluate another version."
+                    f"{cache.path} nor to be had from the remote {remote} "
+                    f"({first_line(error)}): push them from the machine that trained it (`dvc "
+                    f"push`), or evaluate another version."
                 ) from error
-        _, _, built = build(cache, str(place), localfs, "md5", dry_run=True)
+        _, _, built = build(cache, str(folder), localfs, "md5", dry_run=True)
     if built.hash_info.value != model.digest:
         raise UserError(
             f"The bytes of {what} in the cache {cache.path} are damaged (hash "

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from components.errors import UserError
+from components.errors import UserError, without_password
 from components.rawdata import RECORD
 
 
@@ -44,6 +44,7 @@ def push(names: Sequence[str]) -> None:
         lines = [line for line in answer.stderr.splitlines() if line.startswith("ERROR: ")]
         # The last one counts the files; why one of them did not go stands before it.
         last = "; ".join(line.removeprefix("ERROR: ") for line in lines[-2:]) or "no reason given"
+        last = without_password(last)
         raise UserError(
             f"`dvc push` of {', '.join(names)} to the remote {remote} failed ({last}): the results "
             f"are kept here; see to the remote (`dvc remote list` names its place), then run "

@@ -15,7 +15,9 @@ LONGEST = 6000  # characters of a parameter that MLflow takes
 
 
 def client() -> Any:
-    """A client of the store."""
+    """A client of the store; one that is away is known to be so in seconds."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     import mlflow
 
     return mlflow.MlflowClient(store())

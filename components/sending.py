@@ -16,10 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-# A store that is away is known to be so in seconds; read when MLflow is imported.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-
+from components.errors import first_line, without_password
 from components.files import atomic_file, read_json, write_json
 from components.registry import register
 from components.runs import MlflowTracker, client, experiment, newest, with_group
@@ -48,6 +45,12 @@ REFUSED = (
     "RESOURCE_ALREADY_EXISTS",
     "RESOURCE_DOES_NOT_EXIST",
 )
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether the store, or the disk, would fail for the next run too."""
+    code = getattr(error, "error_code", None)  # of MLflow's own errors
+    return isinstance(error, OSError | ImportError) or code not in (None, *REFUSED)
 
 
 class Delivery:
@@ -82,7 +85,7 @@ class Delivery:
             return False
         if not self.state.get("ended"):
             last = (self.folder / LINES).stat().st_mtime
-            self._end("KILLED", int(last * 1000))
+            self._take("end", [{"value": "KILLED", "time": int(last * 1000)}])
         return True
 
     def sample(self, figures: Mapping[str, float]) -> None:
@@ -149,7 +152,7 @@ class Delivery:
             if error.error_code not in REFUSED:
                 raise
             if len(records) == 1:
-                print(f"{self.folder.name}: {kind} refused: {error}", flush=True)
+                print(f"{self.folder.name}: {kind} refused: {first_line(error)}", flush=True)
                 return
             for record in records:
                 self._take(kind, [record])
@@ -218,35 +221,56 @@ class Sender:
             time.sleep(EVERY if not trouble else 10 * EVERY)
 
     def look(self, runs: Sequence[Path]) -> str | None:
-        """One look at all runs; what went wrong, if something did."""
-        if not runs:
-            return None
+        """One look at all runs; what went wrong, if something did.
+
+        A run that MLflow refuses keeps no other waiting; a store that is away is not asked again.
+        """
+        trouble, figures, began = None, None, time.time()
         try:
-            self.mlflow = self.mlflow or client()
-            figures = self._machine()
+            if runs:
+                self.mlflow = self.mlflow or client()
+                figures = self._machine()
             for folder in runs:
-                delivery = self.deliveries.get(folder.name) or Delivery(self.mlflow, folder)
-                self.deliveries[folder.name] = delivery
-                over = delivery.send()
-                if figures and not over:
-                    delivery.sample(figures)
-                if over:
-                    del self.deliveries[folder.name]
-                    done = folder.with_name(f".done-{folder.name}")
-                    folder.rename(done)
-                    shutil.rmtree(done)
+                try:
+                    self._deliver(folder, figures)
+                except Exception as error:
+                    if _is_away(error):
+                        raise
+                    trouble = self._said(error, f"the run {folder.name}")
         except Exception as error:
-            # Whatever it is, nothing is lost: the lines stay queued and it is tried again.
-            print(f"{type(error).__name__}: {error}", flush=True)
-            with atomic_file(self.queue / PROBLEM) as temporary:
-                temporary.write_text(
-                    f"MLflow at {place()} does not take the runs ({type(error).__name__}): they "
-                    f"wait in {self.queue} and are sent by the next stage, or by `djepa ui` or "
-                    f"`djepa compare`, when it does."
-                )
-            return str(error)
-        (self.queue / PROBLEM).unlink(missing_ok=True)
-        return None
+            trouble = self._said(error, "the runs")
+        problem = self.queue / PROBLEM
+        if trouble is None:
+            problem.unlink(missing_ok=True)
+        else:
+            with atomic_file(problem) as temporary:
+                temporary.write_text(trouble)
+                # Who waits for a run takes no word that is older than it (tracking.wait_sent).
+                os.utime(temporary, (began, began))
+        return trouble
+
+    def _deliver(self, folder: Path, figures: Mapping[str, float] | None) -> None:
+        """Send what one run has written since; all that was sent of one that is over goes."""
+        delivery = self.deliveries.get(folder.name) or Delivery(self.mlflow, folder)
+        self.deliveries[folder.name] = delivery
+        over = delivery.send()
+        if figures and not over:
+            delivery.sample(figures)
+        if over:
+            del self.deliveries[folder.name]
+            done = folder.with_name(f".done-{folder.name}")
+            folder.rename(done)
+            shutil.rmtree(done)
+
+    def _said(self, error: Exception, what: str) -> str:
+        """Log it; the sentence for the stages. Nothing is lost: the lines stay queued."""
+        kind = type(error).__name__
+        print(without_password(f"{what}: {kind}: {error}"), flush=True)
+        return (
+            f"MLflow at {place()} does not take {what} ({kind}: {first_line(error)}): what is not "
+            f"sent waits in {self.queue} and is sent by the next stage, or by `djepa ui` or "
+            f"`djepa compare`, when it does; a run's folder that is removed there is given up."
+        )
 
     def _machine(self) -> dict[str, float] | None:
         """Use of processors, memory, disk, network and GPUs since the last sample, every SAMPLE."""
@@ -277,7 +301,8 @@ def main(queue: Path) -> None:
                 shutil.rmtree(left)
             Sender(queue).run()
         # A stage that started meanwhile found the lock held.
-        if (queue / PROBLEM).exists() or not waiting(queue):
+        rest = waiting(queue)
+        if not rest or ((queue / PROBLEM).exists() and all(is_over(run) for run in rest)):
             return
 
 

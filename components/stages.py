@@ -17,6 +17,7 @@ from components.compose import load
 from components.errors import UserError
 from components.files import hash_of, read_yaml
 from components.home import djepa_home
+from components.lockfile import check_lock
 from components.processes import launched, only_one
 from components.runs_view import stage_note
 from components.tracking import Tracker, complete_parent, remember, stage_run, wait_sent
@@ -212,7 +213,10 @@ TOGETHER = ("phase1", "phase2")  # the stages that torchrun may run in several p
 
 
 def definition(stage: str) -> dict[str, Any]:
-    """What dvc.yaml says of a stage, with its name there as `name`, and what is in its `do`."""
+    """What dvc.yaml says of a stage, with its name there as `name`, and what is in its `do`.
+
+    stage: as `djepa stage` or as `dvc repro` takes it, evaluate@phase1 or evaluate-phase1.
+    """
     base, _, key = stage.partition("@")
     stages = read_yaml(Path("dvc.yaml"))["stages"]
     if f"{base}-{key}" in stages:
@@ -318,6 +322,7 @@ def run_stage(stage: str) -> None:
     if base not in STAGES:
         raise UserError(f"There is no stage {stage!r}: the stages are {', '.join(STAGES)}.")
     params = load()
+    check_lock()
     name, known = definition(stage)["name"], each(stage, params)
     if "@" in name and key not in known:
         where = "evaluation.beside" if base.endswith("-beside") else "feedback.rounds"

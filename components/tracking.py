@@ -12,19 +12,19 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from components.errors import without_password
 from components.files import hash_of, read_json, write_json
 from components.home import djepa_home
 from components.registry import raw_hash, versions
@@ -152,7 +152,7 @@ def store() -> str:
 
 def place() -> str:
     """The tracking address without the password that it may have, for messages."""
-    return re.sub(r"//[^@/]*@", "//", store())
+    return without_password(store())
 
 
 def queue() -> Path:
@@ -172,7 +172,8 @@ def is_over(run: Path) -> bool:
     """Whether nobody writes to this run of a queue any more."""
     try:
         with (run / LINES).open() as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Shared: two that look at once would each take the other for the writer.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except FileNotFoundError:  # sent meanwhile
@@ -216,8 +217,9 @@ def wait_sent(seconds: float = PATIENCE) -> bool:
     folder, began = queue(), time.time()
     start_sending()
     while any(is_over(run) for run in waiting(folder)):
-        trouble = folder / PROBLEM
-        away = trouble.exists() and trouble.stat().st_mtime > began
+        away = False
+        with suppress(FileNotFoundError):  # it is gone as soon as all is well
+            away = (folder / PROBLEM).stat().st_mtime > began
         if find_spec("mlflow") is None or away or time.time() > began + seconds:
             return False
         time.sleep(0.1)
@@ -295,7 +297,7 @@ def stage_run(
         raise
     finally:
         tracker.end(status)
-        if (queue() / PROBLEM).exists():
+        with suppress(FileNotFoundError):
             print(f"{stage}: {(queue() / PROBLEM).read_text()}", file=sys.stderr, flush=True)
 
 

@@ -13,31 +13,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from components.errors import UserError, needed
 
-from components.compose import composed, load
-from components.errors import UserError, explain, say
-from components.evaluation.ablation import GROUPS, Result, path
-from components.files import hash_of
-from components.home import checkout
-from components.runs import open_run, with_group
-from components.tracking import recall, wait_sent
-from flows.command import StageFailed, command
-from flows.experiments import Experiment, commit_of, git
-from flows.pipeline import data
-from flows.process import stop_all
-
-try:
+with needed("ablation", __name__):
     from prefect import flow, get_run_logger, task
     from prefect.artifacts import create_markdown_artifact
     from prefect.cache_policies import NO_CACHE
     from prefect.futures import PrefectFuture, as_completed
     from prefect.task_runners import ThreadPoolTaskRunner
-except ModuleNotFoundError as missing:
-    sentence = explain(missing)
-    if __name__ != "__main__" or sentence is None:
-        raise
-    sys.exit(say("ablation", sentence))
+    from pydantic import Field
+
+    from components.compose import composed, load
+    from components.evaluation.ablation import GROUPS, Result, path
+    from components.files import hash_of
+    from components.home import checkout
+    from components.runs import open_run, with_group
+    from components.tracking import recall, wait_sent
+    from flows.command import StageFailed, command
+    from flows.experiments import Experiment, commit_of, git
+    from flows.pipeline import data
+    from flows.process import stop_all
 
 REPORT = Path("reports/ablation")
 Job = tuple[int, str]  # seed, group

@@ -9,23 +9,18 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import Field
+from components.errors import needed
 
-from components.cleanup import collect, leftovers, remove
-from components.compose import load
-from components.errors import explain, say
-from components.home import checkout, djepa_home
-from components.registered import pinned
-from flows.command import command
-
-try:
+with needed("cleanup", __name__):
     from prefect import flow, get_run_logger
     from prefect.artifacts import create_table_artifact
-except ModuleNotFoundError as missing:
-    sentence = explain(missing)
-    if __name__ != "__main__" or sentence is None:
-        raise
-    sys.exit(say("cleanup", sentence))
+    from pydantic import Field
+
+    from components.cleanup import collect, leftovers, remove
+    from components.compose import load
+    from components.home import checkout, djepa_home
+    from components.registered import pinned
+    from flows.command import command
 
 
 @flow(name="cleanup", log_prints=True)

@@ -2,12 +2,11 @@
 
 import logging
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable
 
-from components.errors import UserError, explain, say
+from components.errors import UserError, explain, say, without_password
 from components.processes import end_with
 
 
@@ -20,7 +19,10 @@ class StageFailed(RuntimeError):
 
 
 class _OneSentence(logging.Filter):
-    """Leaves out Prefect's tracebacks of these: they show the flow, not what went wrong."""
+    """Leaves out Prefect's tracebacks of these: they show the flow, not what went wrong.
+
+    A cause in them, such as MLflow's, could show a password too.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.exc_info and isinstance(record.exc_info[1], StageFailed | UserError):
@@ -28,7 +30,7 @@ class _OneSentence(logging.Filter):
         return True
 
 
-for _name in ("prefect.task_runs", "prefect.flow_runs"):
+for _name in ("prefect.task_runs", "prefect.flow_runs", "prefect.engine"):
     logging.getLogger(_name).addFilter(_OneSentence())
 
 
@@ -50,7 +52,7 @@ def _server_away(error: BaseException) -> str | None:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, TransportError) or str(cause).startswith("Failed to reach API"):
-            named = re.sub(r"//[^@/]*@", "//", os.environ.get("PREFECT_API_URL", "its address"))
+            named = without_password(os.environ.get("PREFECT_API_URL", "its address"))
             return (
                 f"The Prefect server at {named} does not answer: start it (`make serve`), or unset "
                 f"PREFECT_API_URL to run without one, and run the same command again; finished "

@@ -15,14 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from components.compose import defaults
-from components.errors import UserError, explain, say
-from components.processes import end_with
-from components.progress import Progress
-from components.tracking import Tracker
-from flows.command import command
+from components.errors import UserError, needed
 
-try:
+with needed("curate", __name__):
     from prefect import flow, get_client, task
     from prefect.artifacts import create_markdown_artifact
     from prefect.cache_policies import NO_CACHE
@@ -31,11 +26,12 @@ try:
     from prefect.settings import PREFECT_API_URL, temporary_settings
     from prefect.states import State
     from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner
-except ModuleNotFoundError as missing:
-    sentence = explain(missing)
-    if __name__ != "__main__" or sentence is None:
-        raise
-    sys.exit(say("curate", sentence))
+
+    from components.compose import defaults
+    from components.processes import end_with
+    from components.progress import Progress
+    from components.tracking import Tracker
+    from flows.command import command
 
 if TYPE_CHECKING:
     # For their names alone: with what they import, a mistake in the call would be said later.

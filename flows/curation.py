@@ -10,25 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from components.errors import UserError, needed
 
-from components.arrivals import Batch, at_work, begin, finish, repeats
-from components.compose import defaults
-from components.errors import UserError, explain, say
-from components.files import read_json
-from components.tracking import Tracker
-from flows.command import command
-
-try:
+with needed("curation", __name__):
     from prefect import flow, get_run_logger
     from prefect.artifacts import create_markdown_artifact
+    from pydantic import Field
 
+    from components.arrivals import Batch, at_work, begin, finish, repeats
+    from components.compose import defaults
+    from components.files import read_json
+    from components.tracking import Tracker
+    from flows.command import command
     from flows.curate import spread_on
-except ModuleNotFoundError as missing:
-    sentence = explain(missing)
-    if __name__ != "__main__" or sentence is None:
-        raise
-    sys.exit(say("curation", sentence))
 
 
 @flow(name="curation", log_prints=True)

@@ -12,25 +12,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from components.errors import needed
 
-from components.compose import load
-from components.errors import explain, say
-from components.files import hash_of, read_json
-from components.home import checkout, djepa_home
-from components.registered import fetched, find, record
-from flows.command import command
-
-try:
+with needed("evaluation", __name__):
     from prefect import flow, get_run_logger
     from prefect.artifacts import create_image_artifact, create_table_artifact
+    from pydantic import Field
 
+    from components.compose import load
+    from components.files import hash_of, read_json
+    from components.home import checkout, djepa_home
+    from components.registered import fetched, find, record
+    from flows.command import command
     from flows.process import run
-except ModuleNotFoundError as missing:
-    sentence = explain(missing)
-    if __name__ != "__main__" or sentence is None:
-        raise
-    sys.exit(say("evaluation", sentence))
 
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]

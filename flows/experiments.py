@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -153,9 +153,11 @@ def _copy_of(name: str) -> Iterator[None]:
         yield
     finally:
         for note in Path(".dvc/tmp/exps/run").glob("*/*.run"):
-            told = json.loads(note.read_text())
-            if told.get("name") == name:
-                shutil.rmtree(told["root_dir"], ignore_errors=True)
+            # Another experiment's may go, or be half written, in this moment.
+            with suppress(FileNotFoundError, json.JSONDecodeError):
+                told = json.loads(note.read_text())
+                if told.get("name") == name:
+                    shutil.rmtree(told["root_dir"], ignore_errors=True)
 
 
 def git(*arguments: str) -> str:

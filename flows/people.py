@@ -1,5 +1,6 @@
 """A flow run that waits for people: paused until enough pictures are labelled, or for too long."""
 
+import re
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -44,6 +45,11 @@ def wait_for_labels(round_name: str, file: Path, people: dict[str, Any]) -> None
         log.warning(labelling.give_up(f"{done} of {labelling.least} labels {asked}"))
 
 
+def shown_as(round_name: str) -> str:
+    """The key of the round's artifact: Prefect takes small letters, digits and dashes only."""
+    return re.sub(r"[^a-z0-9]", "-", f"labels-{round_name}".lower())
+
+
 class _Watch(Thread):
     """Shows how many labels there are, and resumes the run when they are enough or time is up."""
 
@@ -51,7 +57,7 @@ class _Watch(Thread):
         super().__init__(daemon=True)
         self.labelling, self.seconds, self.every = labelling, seconds, every
         self.run_id = UUID(str(flow_run.get_id()))
-        shown = create_progress_artifact(0, f"labels-{labelling.references.name}", words)
+        shown = create_progress_artifact(0, shown_as(labelling.references.name), words)
         assert isinstance(shown, UUID)  # a coroutine only in asynchronous flows
         self.shown = shown
         self.over = False

@@ -12,19 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from components.branch import check_branch, commit
-from components.compose import PARAMS, ROUNDS, SELECTED, compose, load
-from components.errors import BUSY, Busy, UserError, explain, say
-from components.files import read_yaml
-from components.home import checkout
-from components.lockfile import check_lock, not_taken
-from components.processes import only_one
-from components.rawdata import RECORD
-from components.remote import push, remote_name
-from components.stages import LABELS, missing_labels, snapshots
-from flows.command import StageFailed, command
+from components.errors import BUSY, Busy, UserError, needed
 
-try:
+with needed("pipeline", __name__):
     from prefect import flow, get_run_logger, task
     from prefect.artifacts import (
         create_image_artifact,
@@ -35,12 +25,17 @@ try:
     from prefect.client.schemas.objects import TaskRun
     from prefect.states import State
 
+    from components.branch import check_branch, commit
+    from components.compose import PARAMS, ROUNDS, SELECTED, compose, load
+    from components.files import read_yaml
+    from components.home import checkout
+    from components.lockfile import check_lock, not_taken
+    from components.processes import only_one
+    from components.rawdata import RECORD
+    from components.remote import push, remote_name
+    from components.stages import LABELS, missing_labels, snapshots
+    from flows.command import StageFailed, command
     from flows.process import AGAIN, run, wait_for_other
-except ModuleNotFoundError as missing:
-    sentence = explain(missing)
-    if __name__ != "__main__" or sentence is None:
-        raise
-    sys.exit(say("pipeline", sentence))
 
 # What Prefect shows of a stage: file, key of the artifact, description.
 SHOWN = {
@@ -82,7 +77,7 @@ def stage(name: str, work: bool = True) -> None:
     params = read_yaml(PARAMS)
     # The stage itself lets no other do the same at once, but DVC takes the result into its cache
     # only after that: who began in between would do all of it again.
-    lock = snapshots(name.replace("-", "@"), params).with_suffix(".dvc")
+    lock = snapshots(name, params).with_suffix(".dvc")
     told = float("-inf")
     while True:
         try:
@@ -103,10 +98,10 @@ def stage(name: str, work: bool = True) -> None:
 
 
 def _repro(name: str) -> None:
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
+    words = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
     said: list[str] = []
     try:
-        run(name, command, heard=said.append)
+        run(name, words, heard=said.append)
     except StageFailed as failure:
         sentence = not_taken(name, said)
         if sentence is None:
@@ -171,7 +166,7 @@ def plan() -> dict[str, bool]:
             changed = {node.addressing for node in graph}
         work: dict[Any, bool] = {}
         for node in dfs_postorder_nodes(graph):  # an edge goes to what a stage needs
-            needs = (work[needed] for needed in graph.successors(node))
+            needs = (work[each] for each in graph.successors(node))
             work[node] = node.addressing in changed or any(needs)
     return {node.name: work[node] for node in work if getattr(node, "name", None)}
 

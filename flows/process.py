@@ -17,6 +17,7 @@ from prefect import get_run_logger
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
 
+from components.errors import without_password
 from flows.command import StageFailed
 from flows.guard import PATIENCE, guarded
 
@@ -34,7 +35,8 @@ def _environment() -> dict[str, str]:
         extra["DJEPA_FLOW_RUN"] = identifier
     # The built-in server has no pages once the run has ended.
     if identifier and PREFECT_API_URL.value():
-        extra["DJEPA_FLOW_LINK"] = str(flow_run.get_flow_run_ui_url())
+        # A tag of the runs in MLflow, which everybody there reads.
+        extra["DJEPA_FLOW_LINK"] = without_password(str(flow_run.get_flow_run_ui_url()))
     return os.environ | extra
 
 

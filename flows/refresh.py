@@ -9,24 +9,18 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field
+from components.errors import needed
 
-from components.branch import check_branch, go_on_from
-from components.compose import ROUNDS, append_round, load
-from components.errors import explain, say
-from components.home import checkout
-from flows.command import command
-from flows.worktree import fill
-
-try:
+with needed("refresh", __name__):
     from prefect import flow, get_run_logger
+    from pydantic import Field
 
+    from components.branch import check_branch, go_on_from
+    from components.compose import ROUNDS, append_round, load
+    from components.home import checkout
+    from flows.command import command
     from flows.pipeline import commit_results, pipeline
-except ModuleNotFoundError as missing:
-    sentence = explain(missing)
-    if __name__ != "__main__" or sentence is None:
-        raise
-    sys.exit(say("refresh", sentence))
+    from flows.worktree import fill
 
 
 @flow(name="refresh", log_prints=True)

@@ -3,20 +3,26 @@
 import json
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from components.errors import without_password
 
 
 class Server:
-    """A Prefect server at the address `api`, as PREFECT_API_URL has it."""
+    """A Prefect server at the address `api`, as PREFECT_API_URL has it: //NAME:PASSWORD@ too."""
 
     def __init__(self, api: str) -> None:
-        self.api = api
+        self.api, self.headers = without_password(api), {"Content-Type": "application/json"}
+        who = urlsplit(api).netloc.rpartition("@")[0]
+        if who:  # urllib takes it for a part of the host
+            self.headers["Authorization"] = f"Basic {b64encode(unquote(who).encode()).decode()}"
 
     def ask(self, path: str, body: Any = None, method: str | None = None) -> Any:
         """The answer to a GET, or with a `body` to a POST or `method`; None where there is none."""
         data = None if body is None else json.dumps(body).encode()
-        kind = {"Content-Type": "application/json"}
-        request = urllib.request.Request(f"{self.api}/{path}", data, kind, method=method)
+        request = urllib.request.Request(f"{self.api}/{path}", data, self.headers, method=method)
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
                 return json.loads(answer.read() or "null")

@@ -21,14 +21,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
-import yaml
-
-from components.errors import UserError, explain, say
+from components.errors import UserError, explain, needed, say
 from components.home import djepa_home
 from flows.guard import PATIENCE, guarded
 from flows.rest import Server
 from flows.worktree import GONE, give_up, runs
+
+with needed("serve", __name__):
+    import psutil
+    import yaml
 
 FILE = Path("prefect.yaml")
 HOST = "127.0.0.1"

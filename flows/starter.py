@@ -8,22 +8,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from components.compose import load
-from components.errors import explain, say
-from components.home import checkout
-from components.lockfile import check_lock
-from flows.command import command
+from components.errors import needed
 
-try:
+with needed("starter", __name__):
     from prefect import flow
 
+    from components.compose import load
+    from components.home import checkout
+    from components.lockfile import check_lock
+    from flows.command import command
     from flows.pipeline import pipeline
     from flows.process import run
-except ModuleNotFoundError as missing:
-    sentence = explain(missing)
-    if __name__ != "__main__" or sentence is None:
-        raise
-    sys.exit(say("starter", sentence))
 
 TRAINED = ("curate", "contract", "encode", "phase1")
 

@@ -17,10 +17,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
-
 from components.errors import UserError, explain, say
 from components.home import checkout, djepa_home
+from components.processes import occupied
 from flows.rest import Server
 
 _HERE = f"{socket.gethostname()}-"  # DJEPA_HOME may be shared by machines
@@ -124,10 +123,7 @@ def remove_leftovers() -> list[str]:
     A folder's time is when it was last seen in use: for GRACE seconds from then on it is left to
     whoever ended the run, who may have its state still to note.
     """
-    used = set()
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):
-            used.add(Path(process.cwd()))
+    used = occupied()
     gone = []
     for run in runs():
         path = folder() / f"{_HERE}{run}"

@@ -33,6 +33,7 @@ from components.evaluation.ablation import (
 from components.evaluation.ablation_report import plot, write_ablation
 from components.limits import numbers
 from flows.ablation import _jobs
+from flows.experiments import _copy_of
 from tests.conftest import ROOT, Checkout
 from tests.test_graph import copy, runs
 
@@ -112,6 +113,20 @@ def test_jobs_add_what_a_group_goes_on_from() -> None:
 
 
 # The statistics.
+
+
+def test_the_copy_of_a_killed_experiment_goes_whatever_the_others_notes_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("a", '{"name": '), ("b", '{"name": "mine", "root_dir": "gone"}')):
+        note = tmp_path / ".dvc/tmp/exps/run" / name / f"{name}.run"
+        note.parent.mkdir(parents=True)
+        note.write_text(text)
+    (tmp_path / "gone").mkdir()
+    with _copy_of("mine"):
+        pass
+    assert not (tmp_path / "gone").exists()
 
 
 def test_power_and_sample_size_of_the_paired_t_test_are_the_known_ones() -> None:

@@ -17,7 +17,7 @@ from components.compose import composed
 from components.curation.shards import write_shard
 from components.errors import FULL_WORDS, UserError, explain
 from components.limits import CHOICES, LIMITS, check, numbers
-from components.lockfile import check_lock
+from components.lockfile import check_lock, forget_lost
 from tests.conftest import ROOT, Answer, Checkout, make_checkout
 from tests.test_curation import sound
 
@@ -34,12 +34,12 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     return made
 
 
-def refused(answer: Answer, *words: str) -> None:
-    """The answer is one sentence with these words, and exit code 2."""
+def refused(answer: Answer, *words: str, by: tuple[str, ...] = ("djepa", "pipeline")) -> None:
+    """The answer is one sentence of such a program with these words, and exit code 2."""
     assert answer.returncode == 2, f"{answer.stdout}\n{answer.stderr}"
     said = [line for line in answer.stderr.splitlines() if line.strip()]
     assert len(said) == 1, answer.stderr
-    assert said[0].startswith(("djepa: ", "pipeline: ")) and said[0].endswith("."), said
+    assert said[0].startswith(tuple(f"{each}: " for each in by)) and said[0].endswith("."), said
     for word in words:
         assert word in said[0]
 
@@ -103,6 +103,17 @@ def test_impossible_values_in_the_file_are_named(name: str, value: object) -> No
         check(params)
 
 
+@pytest.mark.parametrize("key", ["my.round", "a/b", "", "-r", "phase1", "dpo", "none", 2])
+def test_a_name_that_no_round_can_have_is_refused(key: object) -> None:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    rounds = params["feedback"]["rounds"]
+    rounds["My_other-round2"] = rounds["r1"]
+    check(params)
+    rounds[key] = rounds["r1"]
+    with pytest.raises(UserError, match=r"feedback\.rounds\..* name it in params/"):
+        check(params)
+
+
 def test_every_limit_is_of_a_parameter_there_is() -> None:
     from fnmatch import fnmatchcase
 
@@ -133,6 +144,7 @@ def test_a_prefect_server_that_is_away_is_said(tree: Checkout) -> None:
     extra = {"PREFECT_API_URL": "http://me:secret@127.0.0.1:9/api"}
     answer = tree.call(sys.executable, "-m", "flows.pipeline", **extra)
     refused(answer, "server at http://127.0.0.1:9/api does not answer", "make serve")
+    assert "secret" not in answer.stdout + answer.stderr
 
 
 def test_the_flow_refuses_a_wrong_parameter_before_it_starts(tree: Checkout) -> None:
@@ -171,12 +183,22 @@ def test_curation_without_a_package_keeps_the_shards_it_had_scanned(
     assert len(list(tmp_path.glob("out.tmp-*/passes/*.scan.parquet"))) == 2
 
 
-@pytest.mark.parametrize(("command", "package"), [(DJEPA, "typer"), (FLOW, "prefect")])
+@pytest.mark.parametrize(
+    ("module", "program", "package"),
+    [
+        ("components.cli", "djepa", "typer"),
+        ("flows.pipeline", "pipeline", "prefect"),
+        ("flows.ablation", "ablation", "prefect"),
+        ("flows.evaluation", "evaluation", "pydantic"),
+        ("flows.cleanup", "cleanup", "psutil"),
+        ("flows.serve", "serve", "yaml"),
+    ],
+)
 def test_another_python_than_the_one_installed_into(
-    tree: Checkout, tmp_path: Path, command: tuple[str, ...], package: str
+    tree: Checkout, tmp_path: Path, module: str, program: str, package: str
 ) -> None:
-    answer = tree.call(*command, **without(package, tmp_path / "hidden"))
-    refused(answer, repr(package), "make -B install", sys.executable)
+    answer = tree.call(sys.executable, "-m", module, **without(package, tmp_path / "hidden"))
+    refused(answer, repr(package), "make -B install", sys.executable, by=(program,))
 
 
 # ---- a damaged shard
@@ -281,6 +303,40 @@ def test_a_lock_file_that_was_cut_off_is_said(tmp_path: Path, text: str) -> None
         check_lock(tmp_path)
     (tmp_path / "dvc.lock").write_text("schema: '2.0'\nstages: {curate: {cmd: x}}\n")
     check_lock(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "command"),
+    [
+        ("dvc.lock", (*DJEPA, "data")),
+        ("dvc.lock", (*DJEPA, "stage", "report")),
+        ("data.dvc", (*DJEPA, "data")),
+        ("data.dvc", FLOW),
+    ],
+)
+def test_a_record_that_was_cut_off_is_said_by_each_command(
+    tree: Checkout, file: str, command: tuple[str, ...]
+) -> None:
+    record = tree.root / file
+    before = record.read_text()
+    try:
+        record.write_text(before[: before.index(":") + 1] + " [")
+        refused(tree.call(*command), f"git checkout {file}", "same command again")
+    finally:
+        record.write_text(before)
+
+
+def test_a_pipeline_that_dvc_cannot_read_is_said(
+    tree: Checkout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tree.root)
+    before = Path("dvc.yaml").read_text()
+    try:
+        Path("dvc.yaml").write_text("stages: {curate: [")
+        with pytest.raises(UserError, match=r"'dvc\.yaml'.* same command again"):
+            forget_lost()
+    finally:
+        Path("dvc.yaml").write_text(before)
 
 
 # ---- no git

@@ -84,6 +84,28 @@ def test_wrong_overrides_are_one_sentence_and_change_nothing(
     )
 
 
+def test_what_was_found_alike_is_not_composed_again_until_something_changes(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tree / ".dvc/tmp").mkdir()  # DVC makes it
+    load(tree)
+    with monkeypatch.context() as known:
+        known.setattr("components.compose._composed", lambda *_: pytest.fail("composed again"))
+        load(tree)
+    config = tree / "params/config.yaml"
+    before = config.read_text()
+    config.write_text(before.replace("seed: 0", "seed: 1"))
+    for _ in range(2):  # a refusal is not remembered as an answer
+        with pytest.raises(UserError, match=r"stale: .* \(seed\).* `djepa compose`"):
+            load(tree)
+    config.write_text(before)
+    load(tree)
+    (tree / "params/more.yaml").write_text("a file of its own\n")
+    monkeypatch.setattr("components.compose._composed", lambda *_: "seed: 2\n")
+    with pytest.raises(UserError, match="stale"):
+        load(tree)
+
+
 def test_stale_params_are_refused_with_the_command_that_mends_them(checkout: Checkout) -> None:
     with (checkout.root / "params.yaml").open("a") as file:
         file.write("extra: 1\n")

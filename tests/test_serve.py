@@ -1,17 +1,26 @@
 """What `make serve` finds on a machine, and what it refuses; test_slow_serve.py has it running."""
 
+import re
 import socket
 import subprocess
 import sys
+import threading
+from base64 import b64encode
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import yaml
 
+from components.compose import PARAMS
 from components.errors import BUSY, Busy
+from components.files import read_yaml
 from components.processes import only_one
 from flows import serve
 from flows.command import StageFailed
+from flows.rest import Server
+from tests.conftest import ROOT
 from tests.test_slow_flow import free_port
 
 
@@ -64,6 +73,27 @@ def test_a_port_that_is_taken_and_a_folder_without_deployments_are_one_sentence(
     assert "prefect.yaml is no YAML" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("who", "sent"), [("", None), ("me:se%40cret@", "Basic " + b64encode(b"me:se@cret").decode())]
+)
+def test_a_server_is_asked_with_the_password_of_its_address(who: str, sent: str | None) -> None:
+    heard = []
+
+    class Answering(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            heard.append((self.path, self.headers["Authorization"]))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"true")
+
+    with HTTPServer(("127.0.0.1", 0), Answering) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        address = f"http://{who}127.0.0.1:{server.server_port}/api"
+        assert Server(address).ask("health") is True
+    assert heard == [("/api/health", sent)]
+    assert Server(address).ask("health") is None, "it is away now"
+
+
 def test_a_stage_that_another_process_runs_is_waited_for(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -72,6 +102,8 @@ def test_a_stage_that_another_process_runs_is_waited_for(
     from flows import pipeline
 
     codes = [BUSY, BUSY]
+    params = read_yaml(PARAMS)
+    params["feedback"]["rounds"]["my-round"] = params["feedback"]["rounds"]["r1"]
 
     def run(name: str, command: list[str], heard: Callable[[str], None]) -> None:
         # A second flow does not begin before DVC has kept this one's result.
@@ -87,10 +119,57 @@ def test_a_stage_that_another_process_runs_is_waited_for(
     with disable_run_logger():
         pipeline.stage.fn("evaluate-phase1")
         assert codes == []
+        monkeypatch.setattr(pipeline, "read_yaml", lambda path: params)
+        pipeline.stage.fn("phase2@my-round")  # a dash of the user's own
         codes = [2]
         with pytest.raises(StageFailed):
             pipeline.stage.fn("evaluate@r1")
     assert not list((tmp_path / "resume").glob("*.dvc"))
+
+
+@pytest.mark.parametrize("name", ["r1", "My_other-round2"])
+def test_prefect_takes_the_key_that_a_rounds_progress_is_shown_as(name: str) -> None:
+    from prefect.client.schemas.actions import ArtifactCreate
+
+    from flows.people import shown_as
+
+    assert ArtifactCreate(key=shown_as(name)).key == f"labels-{name}".lower().replace("_", "-")
+
+
+def test_the_link_to_a_flow_run_has_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.process import _environment
+
+    run = "00000000-0000-0000-0000-000000000007"
+    monkeypatch.setenv("PREFECT__FLOW_RUN_ID", run)
+    with temporary_settings({PREFECT_API_URL: "http://me:secret@there:4200/api"}):
+        made = _environment()
+    assert made["DJEPA_FLOW_RUN"] == run
+    assert re.fullmatch(f"http://there:4200/.*/{run}", made["DJEPA_FLOW_LINK"])
+
+
+def test_the_form_of_each_deployment_knows_types_and_bounds() -> None:
+    from prefect.flows import load_flow_from_entrypoint
+    from prefect.utilities.callables import parameter_schema
+
+    bounds = {}
+    for entry in yaml.safe_load((ROOT / serve.FILE).read_text())["deployments"]:
+        # As `prefect deploy` does.
+        shown = parameter_schema(load_flow_from_entrypoint(entry["entrypoint"])).properties
+        assert all({"type", "anyOf"} & set(each) for each in shown.values()), entry["name"]
+        for name, each in shown.items():
+            least = [kind["minimum"] for kind in each.get("anyOf", [each]) if "minimum" in kind]
+            bounds |= {f"{entry['name']}.{name}": least[0]} if least else {}
+    assert bounds == {
+        "nightly.workers": 1,
+        "registered.pictures": 1,
+        "registered.seed": 0,
+        "table-4.seeds": 1,
+        "table-4.at_once": 1,
+        "table-4.hours": 0,
+        "tidy.days": 0,
+    }
 
 
 def test_the_wait_lasts_until_dvc_has_kept_the_result() -> None:

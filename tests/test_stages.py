@@ -8,13 +8,39 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from components.compose import compose
-from tests.conftest import Checkout
+from components.compose import PARAMS, compose
+from components.files import read_yaml
+from components.stages import definition, dependencies, section, snapshots
+from tests.conftest import ROOT, Checkout
 
 
 def status(checkout: Checkout, *stages: str) -> dict[str, list]:
     """What DVC finds changed, by stage; in a tree where nothing was run much is missing."""
     return json.loads(checkout.dvc("status", "--json", *stages))
+
+
+def test_a_stage_is_the_same_by_its_name_in_dvc_yaml_and_by_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("DJEPA_HOME", str(tmp_path))
+    params = read_yaml(PARAMS)
+    params["feedback"]["rounds"]["my-round"] = params["feedback"]["rounds"]["r1"]
+    names = []
+    for name, entry in read_yaml(Path("dvc.yaml"))["stages"].items():
+        if "foreach" not in entry:
+            names.append(name)
+        elif entry["foreach"] == "${feedback.rounds}":
+            names += [f"{name}@{key}" for key in params["feedback"]["rounds"]]
+    assert {"evaluate-dpo", "phase2@my-round", "curate"} <= set(names)
+    for name in names:
+        assert definition(name)["name"] == name
+        base, dash, key = name.partition("-")
+        own = f"{base}@{key}" if dash and "@" not in name else name  # as its command calls it
+        assert section(own, params) == section(name, params)
+        assert dependencies(own, params) == dependencies(name, params)
+        assert not any("$" in path for path in dependencies(name, params))
+    assert len({snapshots(name, params) for name in names}) == len(names)
 
 
 def test_another_seed_trains_again_but_curates_and_encodes_nothing_again(

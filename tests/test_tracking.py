@@ -1,11 +1,13 @@
 """Runs on their way to a real MLflow (sqlite): queued by stages, sent by a process of their own."""
 
+import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +16,9 @@ import psutil
 import pytest
 
 from components import sending, tracking
-from components.runs import client, experiment_name
+from components.errors import explain, without_password
+from components.registered import find, pinned
+from components.runs import client, experiment_name, open_run
 from components.tracking import flatten, queue, stage_run, wait_sent, waiting
 
 PARAMS = {
@@ -32,6 +36,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DJEPA_HOME", str(tmp_path))
     monkeypatch.setattr(tracking, "start_sending", lambda: None)
     monkeypatch.setattr(sending, "LINGER", 0.0)
+    monkeypatch.setattr(sending, "SAMPLE", float("inf"))  # the machine's load is no run's own
     for name in ("MLFLOW_TRACKING_URI", "DJEPA_PARENT_RUN", "DJEPA_FLOW_RUN", "DJEPA_FLOW_LINK"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
@@ -83,6 +88,15 @@ def test_a_stage_ends_its_run_whatever_happens(
     folder = client().download_artifacts(child.info.run_id, "samples/picture.txt")
     assert Path(folder).read_text() == "as it was"
     assert not waiting(queue())
+
+
+def test_two_that_look_at_once_both_see_that_a_run_is_over(home: Path) -> None:
+    with stage_run("phase1", PARAMS, {}):
+        (run,) = waiting(queue())
+        assert not tracking.is_over(run)
+    with (run / tracking.LINES).open() as other:
+        fcntl.flock(other, fcntl.LOCK_SH)  # as is_over does for a moment
+        assert tracking.is_over(run)
 
 
 def test_second_stage_joins_the_parent_of_the_first(home: Path) -> None:
@@ -173,12 +187,34 @@ def test_what_a_store_that_is_away_misses_is_kept_and_sent_later(
     said = capfd.readouterr()
     assert f"MLflow at http://127.0.0.1:{port} does not take the runs" in said.err
     assert "secret" not in (queue() / tracking.PROBLEM).read_text()
+    assert f"API request to http://127.0.0.1:{port}/" in said.out  # what is logged
+    assert "secret" not in said.out + said.err
     assert len(waiting(queue())) == 1
     left = queue()
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     sending.main(left)  # the same lines, to a store that answers
     assert all_runs()["phase1"].data.metrics["loss"] == 1.5
     assert not waiting(left) and not (left / tracking.PROBLEM).exists()
+
+
+@pytest.mark.parametrize(
+    "call", [lambda: find("model@newest"), pinned, lambda: open_run("micro", "a run", {})]
+)
+def test_a_store_that_is_away_is_one_sentence_without_its_password(
+    home: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[[], object]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:p@ss-secret@127.0.0.1:9")
+    with pytest.raises(Exception) as away:
+        call()
+    sentence = explain(away.value)
+    assert sentence and "127.0.0.1:9" in sentence and sentence.endswith(".")
+    assert "secret" not in sentence and "someone" not in sentence and "\n" not in sentence
+
+
+@pytest.mark.parametrize("word", ["secret", "se@cret", "secret?#", "'secret'", ""])
+def test_no_password_is_left_in_a_text(word: str) -> None:
+    text = without_password(f"at (http://me:{word}@host:5000/api) and s3://me:{word}@b, not x@y")
+    assert text == "at (http://host:5000/api) and s3://b, not x@y"
 
 
 def test_without_mlflow_lines_are_kept_and_sent_by_the_next_who_has_it(
@@ -199,6 +235,42 @@ def test_without_mlflow_lines_are_kept_and_sent_by_the_next_who_has_it(
     assert phase1.info.status == "FINISHED"
     assert phase1.data.params == {"training.lr": "0.1"}
     assert phase1.data.metrics["loss"] == 1.5
+
+
+def test_a_run_that_mlflow_refuses_keeps_no_other_waiting(home: Path) -> None:
+    def work(stage: str) -> None:
+        for family in ("lost", "micro"):
+            with stage_run(stage, PARAMS | {"family": family}, {}) as tracker:
+                tracker.log_metrics({"loss": 1.5}, step=1)
+
+    work("curate")
+    sending.main(queue())
+    lost = client().get_experiment_by_name(experiment_name("lost")).experiment_id
+    client().delete_experiment(lost)
+    work("phase1")
+    began = time.time()
+    assert sending.Sender(queue()).look(waiting(queue()))
+    assert all_runs()["phase1"].info.status == "FINISHED"
+    (left,) = waiting(queue())
+    problem = queue() / tracking.PROBLEM
+    said = problem.read_text()
+    assert f"does not take the run {left.name} (" in said and "deleted" in said
+    assert problem.stat().st_mtime >= began and not wait_sent(30)
+    client().restore_experiment(lost)
+    assert sending.Sender(queue()).look(waiting(queue())) is None
+    found = {run.info.run_name: run for run in client().search_runs([lost])}
+    assert found["phase1"].data.metrics == {"loss": 1.5}
+    assert not waiting(queue()) and not problem.exists()
+
+
+def test_a_killed_run_that_was_deleted_in_mlflow_is_given_up(home: Path) -> None:
+    with stage_run("phase1", PARAMS, {}) as tracker:
+        sending.Sender(queue()).look(waiting(queue()))
+        client().delete_run(all_runs()["phase1"].info.run_id)
+        tracker._file.close()  # as a kill does
+        sending.main(queue())
+        assert not waiting(queue())
+        tracker._file = (home / "rest").open("a")
 
 
 def test_one_record_that_mlflow_refuses_loses_no_other(home: Path) -> None:

@@ -12,6 +12,7 @@ from components.errors import UserError
 from components.rating.store import Store
 from flows import worktree
 from tests.conftest import Checkout
+from tests.test_bad_input import refused, without
 
 KEPT = "stages: {make: {cmd: echo 1 > made, outs: [made]}}\n"
 
@@ -69,3 +70,10 @@ def test_a_branch_that_is_gone_is_said_with_the_way_out(
     with pytest.raises(UserError, match=r"no branch or commit nowhere .* `make serve`"):
         worktree.add("nowhere", "HEAD")
     assert worktree.runs() == []
+
+
+def test_a_scheduled_run_without_a_package_says_which(checkout: Checkout, tmp_path: Path) -> None:
+    answer = checkout.call(
+        sys.executable, "-m", "flows.worktree", "main", "HEAD", **without("psutil", tmp_path / "no")
+    )
+    refused(answer, "'psutil'", "make -B install", by=("worktree",))
