@@ -120,10 +120,26 @@ def _pairs(x: Tensor) -> Tensor:
     return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
 
 
+def _plainly(x: Tensor, scale: Tensor, rotations: Tensor) -> Tensor:
+    """What `_NormaliseAndRotate` computes, in real numbers: a compiler makes one kernel of it.
+
+    It would leave operations on complex numbers as they are, each a pass over the memory.
+    """
+    kind, x = x.dtype, x.to(scale.dtype)
+    normal = x * (x.square().mean(-1, keepdim=True) + EPSILON).rsqrt()
+    first, second = (normal * scale).unflatten(-1, (-1, 2)).unbind(-1)
+    cosine, sine = torch.view_as_real(rotations).unbind(-1)
+    turned = [first * cosine - second * sine, first * sine + second * cosine]
+    return torch.stack(turned, dim=-1).flatten(-2).to(kind)
+
+
 def normalise_and_rotate(heads: Tensor, scale: Tensor, rotations: Tensor) -> Tensor:
     """RMSNorm of each head, times `scale`, then its rotation: what Q and K go through.
 
     heads (B, N, 2, H, d), scale (2, 1, d) learned, rotations (B or 1, N, d/2) unit
     complex numbers that turn pairs of neighbouring channels.
     """
-    return _NormaliseAndRotate.apply(heads, scale, rotations[:, :, None, None])
+    rotations = rotations[:, :, None, None]
+    if torch.compiler.is_compiling():
+        return _plainly(heads, scale, rotations)
+    return _NormaliseAndRotate.apply(heads, scale, rotations)
