@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -93,7 +94,11 @@ def _kept(
         if float(training["jepa_weight"]) == 0:
             target = None
         tokens = torch.randn(images, side[0] * side[1], channels)
-        draw = draw_for(tokens, training, torch.Generator()).to(device)
+        draw = draw_for(tokens, training, torch.Generator())
+        on_device = {
+            name: getattr(draw, name).to(device) for name in ("order", "drop", "t", "noise")
+        }
+        draw = replace(draw, **on_device)
         states = torch.randn(images, text, text_width, device=device)
         mask = torch.ones(images, text, dtype=torch.bool, device=device)
         own.update(p.untyped_storage()._cdata for n in (network, other) for p in n.parameters())
