@@ -247,16 +247,21 @@ def snapshots(stage: str, params: Mapping[str, Any]) -> Path:
 
 def dependencies(stage: str, params: Mapping[str, Any]) -> list[str]:
     """The paths that dvc.yaml lists as the stage's inputs, names filled in as DVC does."""
+    return filled(stage, params, definition(stage).get("deps", []))
+
+
+def filled(stage: str, params: Mapping[str, Any], paths: list[str]) -> list[str]:
+    """Paths of a stage's definition with `${…}` replaced as DVC does."""
     key = stage.partition("@")[2]
     item = params["feedback"]["rounds"].get(key, {})
 
-    def filled(name: re.Match[str]) -> str:
+    def value_of(name: re.Match[str]) -> str:
         value: Any = {"key": key, "item": item, **params}
         for step in name[1].split("."):
             value = value[step]
         return str(value)
 
-    return [re.sub(r"\$\{([^}]+)\}", filled, dep) for dep in definition(stage).get("deps", [])]
+    return [re.sub(r"\$\{([^}]+)\}", value_of, path) for path in paths]
 
 
 def missing_labels(key: str, params: Mapping[str, Any]) -> Path | None:
