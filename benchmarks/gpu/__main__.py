@@ -59,8 +59,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, nargs="+", required=True, help="JSON lines")
     parser.add_argument("--seconds", type=float, default=540, help="to stop after")
     parser.add_argument("--tiny", action="store_true", help="a network that a CPU can try")
+    parser.add_argument("--skip", nargs="+", default=[], help="cases whose names have these words")
     given = parser.parse_args()
-    results = Results(given.out)
+    results = Results(given.out, given.skip)
     if given.what == "report":
         print(tables(results.lines.values()))
         return

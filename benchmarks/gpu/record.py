@@ -20,8 +20,8 @@ OUT_OF_MEMORY = "out of memory"
 class Results:
     """What was measured, in each of some files that are alike; a line is whole or absent."""
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        self.files = list(files)
+    def __init__(self, files: Sequence[Path], skipped: Sequence[str] = ()) -> None:
+        self.files, self.skipped = list(files), skipped
         self.lines: dict[str, dict[str, Any]] = {}
         for file in self.files:
             for text in file.read_text().splitlines() if file.exists() else []:
@@ -35,8 +35,10 @@ class Results:
             file.write_text("".join(json.dumps(line) + "\n" for line in self.lines.values()))
 
     def has(self, case: Mapping[str, Any]) -> bool:
-        """Whether it was measured; what ended in an error is tried again by the next call."""
+        """Whether it was measured, or is to be skipped; what ended in an error is tried again by the next call."""
         line = self.lines.get(name(case))
+        if any(words in name(case) for words in self.skipped):
+            return True
         return line is not None and line.get("error", OUT_OF_MEMORY) == OUT_OF_MEMORY
 
     def add_failure(self, case: Mapping[str, Any], error: Exception) -> None:
