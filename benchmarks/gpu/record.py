@@ -35,7 +35,7 @@ class Results:
             file.write_text("".join(json.dumps(line) + "\n" for line in self.lines.values()))
 
     def has(self, case: Mapping[str, Any]) -> bool:
-        """Whether it was measured, or is to be skipped; what ended in an error is tried again by the next call."""
+        """Whether it was measured or is skipped; a case that ended in an error is tried again."""
         line = self.lines.get(name(case))
         if any(words in name(case) for words in self.skipped):
             return True
