@@ -4,7 +4,8 @@ Blocks are not compiled: what a compiler keeps is its own choice. The share of h
 the mean, as the plan has it, and all captions have as many words.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -34,17 +35,12 @@ def run(results: Results, clock: Clock, device: str, tiny: bool, peak: float) ->
         if clock.left() < (5 if tiny else 40):
             yield f"memory {model} {checkpointing}"
             continue
-        mask = {"mean": hidden_share(of_paper()), "std": 0.0, "low": 0.0, "high": 1.0}
-        settings: dict[str, Any] = {"checkpointing": checkpointing, "compile": False, "mask": mask}
-        params = parameters(model, ["256x256"], 1, tiny, **settings)
-        fixed = fixed_bytes(params, 1)
-        each = activation_bytes(params, params["training"]["phase1"])
+        params = settings(model, checkpointing, tiny)
         steps = Steps(params, ["256x256"], device)
         even(steps, int(params["plan"]["caption_tokens"]))
         for images in left:
-            planned = peak_bytes(fixed, images * each, gradients_stay=False) / GIB
             try:
-                found = {"planned_gib": planned, "measured_gib": most(steps, images, device)}
+                found = {"tiny": tiny, "measured_gib": most(steps, images, device)}
                 results.add(case(model, checkpointing, images), found)
             except Exception as error:
                 results.add_failure(case(model, checkpointing, images), error)
@@ -56,10 +52,26 @@ def case(model: str, checkpointing: str, images: int) -> dict[str, Any]:
     return {"kind": "memory", "model": model, "checkpointing": checkpointing, "images": images}
 
 
-def of_paper() -> dict[str, float]:
-    """The law of the hidden share."""
-    mask: dict[str, float] = parameters("h", ["256x256"], 1, False)["training"]["mask"]
-    return mask
+def settings(model: str, checkpointing: str, tiny: bool) -> dict[str, Any]:
+    """The tree of what is measured."""
+    law = parameters(model, ["256x256"], 1, tiny)["training"]["mask"]
+    mask = {"mean": hidden_share(law), "std": 0.0, "low": 0.0, "high": 1.0}
+    changed: dict[str, Any] = {"checkpointing": checkpointing, "compile": False, "mask": mask}
+    return parameters(model, ["256x256"], 1, tiny, **changed)
+
+
+@cache
+def planned(model: str, checkpointing: str, tiny: bool) -> tuple[dict[str, int], int]:
+    """What is fixed and what a picture adds, bytes; half a minute that no GPU need wait for."""
+    params = settings(model, checkpointing, tiny)
+    return fixed_bytes(params, 1), activation_bytes(params, params["training"]["phase1"])
+
+
+def planned_gib(line: Mapping[str, Any]) -> float:
+    """What `djepa plan` says of a case that was measured."""
+    case = line["case"]
+    fixed, each = planned(case["model"], case["checkpointing"], line["tiny"])
+    return peak_bytes(fixed, case["images"] * each, gradients_stay=False) / GIB
 
 
 def even(steps: Steps, words: int) -> None:

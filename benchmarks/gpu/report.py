@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from benchmarks.gpu.memory import planned_gib
+
 Line = Mapping[str, Any]
 
 
@@ -99,10 +101,11 @@ def _memory(lines: list[Line]) -> str:
     rows = []
     for line in lines:
         case, found = line["case"], line.get("measured_gib")
-        off = f"{100 * (line['planned_gib'] / found - 1):+.1f}" if found else "–"
+        planned = planned_gib(line) if found else 0.0
+        off = f"{100 * (planned / found - 1):+.1f}" if found else "–"
         rows.append(
-            [case["model"], case["checkpointing"], case["images"], _number(line, "planned_gib", 2),
-             _number(line, "measured_gib", 2), off, _failed(line)]
+            [case["model"], case["checkpointing"], case["images"],
+             f"{planned:.2f}" if found else "–", _number(line, "measured_gib", 2), off, _failed(line)]
         )  # fmt: skip
     head = "network | recomputed | batch | planned, GiB | measured, GiB | off, % | "
     return _table("Memory against `djepa plan`, 256²", head, rows)

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Figures on one GPU: benchmarks/gpu/run.sh [SECONDS [--skip WORDS…]]. Repeat it until it says "all measured".
-# Results and tables go to $OUT (or measured/); a call goes on from what earlier ones left there,
+# Results go to $OUT (or measured/); a call goes on from what earlier ones left there,
 # in /tmp on the same machine, or in measured/gpu.jsonl of the checkout.
 set -eu
 cd "$(dirname "$0")/../.."
@@ -17,4 +17,4 @@ cp /tmp/gpu-tests.txt "$out/" || true
 # A case that hangs is cut; what was measured before it is there.
 timeout "$((${1:-480} + 60))" python3 -m benchmarks.gpu all --seconds "${1:-480}" \
     --out "${files[@]}" "${@:2}" 2>&1 | tee "$out/gpu.txt" || true
-python3 -m benchmarks.gpu report --out "${files[@]}" | tee "$out/gpu.md"
+# The tables: python -m benchmarks.gpu report --out gpu.jsonl, anywhere; the memory's takes minutes.

@@ -21,7 +21,7 @@ from components.training.distribution import Team
 from components.training.engine import Engine
 
 GIB = 2**30
-SAMPLES = 512
+SAMPLES = 128
 WARM, WINDOWS, STEPS = 4, 5, 4  # steps before, windows measured, steps in each
 
 
