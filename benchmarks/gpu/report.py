@@ -105,7 +105,8 @@ def _memory(lines: list[Line]) -> str:
         off = f"{100 * (planned / found - 1):+.1f}" if found else "–"
         rows.append(
             [case["model"], case["checkpointing"], case["images"],
-             f"{planned:.2f}" if found else "–", _number(line, "measured_gib", 2), off, _failed(line)]
+             f"{planned:.2f}" if found else "–", _number(line, "measured_gib", 2), off,
+             _failed(line)]
         )  # fmt: skip
     head = "network | recomputed | batch | planned, GiB | measured, GiB | off, % | "
     return _table("Memory against `djepa plan`, 256²", head, rows)
