@@ -67,14 +67,15 @@ def published(
     unconditional: whether v_u is computed where the guidance scale is 1 too, and so has no part.
     """
     batch, count, channels = noise.shape
-    times = shifted_times(config.num_inference_steps, config.time_shift)
+    device = noise.device
+    times = shifted_times(config.num_inference_steps, config.time_shift).to(device)
     halves = [False, True] if unconditional or config.guidance_scale != 1 else [False]
-    tokens, visible = torch.zeros(batch, count, channels), 0
+    tokens, visible = torch.zeros_like(noise), 0
     for drawn in cosine_step(config.autoregressive_steps, count):
         z = []
         for dropped in halves:
             states, mask = encoder.encode(prompts)
-            drop = torch.full((batch,), dropped)
+            drop = torch.full((batch,), dropped, device=device)
             every = model.condition(states, mask, tokens, order, visible, size, drop)
             z.append(every[:, :drawn])
         x = noise[:, visible : visible + drawn] * config.temperature

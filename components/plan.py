@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from components.activations import saved_bytes
 from components.errors import UserError
 from components.feedback.sizes import TargetRungs
 from components.model import flops
@@ -20,9 +21,6 @@ from components.model.djepa import DJEPA
 from components.model.network import Network
 from components.model.sampler import SamplerConfig
 from components.tokens.encoded import rung_size
-from components.training.batch import grouped
-from components.training.draw import draw_for
-from components.training.losses import losses
 from components.training.optim import Muon, optimizers
 
 GIB = 2**30
@@ -139,48 +137,6 @@ def rung_shares(phase: Mapping[str, Any]) -> dict[str, float]:
     return dict(zip(names, law.shares().tolist(), strict=True))
 
 
-def saved_bytes(
-    settings: Mapping[str, Any],
-    training: Mapping[str, Any],
-    widths: tuple[int, int],
-    text: int,
-    side: tuple[int, int],
-) -> int:
-    """Bytes that one picture's losses keep for the backward pass, weights left out.
-
-    settings: params.model.network; widths: channels and text width; side (W, H) in tokens.
-    """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    channels, text_width = widths
-    with FakeTensorMode():
-        network = build_network(settings, channels, text_width, 0)
-        other = build_network(settings, channels, text_width, 0)
-        target = other.encoder if isinstance(other, DJEPA) else None
-        if float(training["jepa_weight"]) == 0:
-            target = None
-        tokens = torch.randn(1, side[0] * side[1], channels)
-        draw = draw_for(tokens, training, torch.Generator())
-        states, mask = torch.randn(1, text, text_width), torch.ones(1, text, dtype=torch.bool)
-        own = {p.untyped_storage()._cdata for n in (network, other) for p in n.parameters()}
-        kept: dict[int, torch.UntypedStorage] = {}
-
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in own:
-                kept[storage._cdata] = storage
-            return tensor
-
-        half = training["precision"] == "bfloat16"
-        with (
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x),
-            torch.autocast("cpu", torch.bfloat16, enabled=half),
-        ):
-            batch = grouped(network, tokens, states, mask, side, draw)
-            losses(network, target, batch, float(training["jepa_beta"]))
-        return sum(storage.nbytes() for storage in kept.values())
-
-
 def activation_bytes(params: Mapping[str, Any], phase: Mapping[str, Any]) -> int:
     """Bytes a picture of the phase's largest rung keeps for the backward pass.
 
@@ -198,25 +154,21 @@ def activation_bytes(params: Mapping[str, Any], phase: Mapping[str, Any]) -> int
     settings = dict(params["model"]["network"])
     depths = DEPTHS[settings["kind"]]
 
-    def kept(**changes: int) -> int:
+    def kept(checkpointing: str, **changes: int) -> int:
         shallow = settings | dict.fromkeys(depths, 2) | changes
-        return saved_bytes(shallow, training, (channels, text_width), text, side)
+        chosen = training | {"checkpointing": checkpointing}
+        return saved_bytes(shallow, chosen, (channels, text_width), text, side)
 
-    least = kept()
-    each = {name: kept(**{name: 3}) - least for name in depths}
+    def each(checkpointing: str) -> tuple[int, dict[str, int]]:
+        least = kept(checkpointing)
+        return least, {name: kept(checkpointing, **{name: 3}) - least for name in depths}
+
+    least, more = each(training["checkpointing"])
+    total = least + sum(more[name] * (int(settings[name]) - 2) for name in depths)
     if training["checkpointing"] == "none":
-        return least + sum(each[name] * (int(settings[name]) - 2) for name in depths)
-    blocks = [name for name in depths if name != "head_blocks"]
-    tokens = min(math.prod(side), int(training["most_tokens"])) + text
-    number = 2 if training["precision"] == "bfloat16" else 4
-    inputs = tokens * int(settings["width"]) * number
-    outside = least - sum(2 * each[name] for name in blocks)
-    outside += sum(each[n] * (int(settings[n]) - 2) for n in depths if n not in blocks)
-    return (
-        outside
-        + sum(int(settings[name]) for name in blocks) * inputs
-        + max(each[name] for name in blocks)
-    )
+        return total
+    _, whole = each("none")
+    return total + max(whole[name] for name in depths if name != "head_blocks")
 
 
 def fixed_bytes(params: Mapping[str, Any], gpus: int) -> dict[str, int]:
@@ -251,22 +203,48 @@ def memory(params: Mapping[str, Any], gpus: int) -> dict[str, Any]:
     """Bytes on each GPU by part, for the phase that needs most, and what batch would fit."""
     training, patch = params["training"], widths(params)[1]
     fixed = fixed_bytes(params, gpus)
+    together = _gradients_stay(training, gpus)
     result: dict[str, Any] = {"sharding": training["sharding"], "per_gpu": {}, "phases": {}}
+    available = int(float(params["plan"]["memory"]) * GIB)
     for name, phase in phases_of(params).items():
         images = phase_batch(phase, int(training["most_tokens"]) * patch**2)
         mine = math.ceil(images / gpus)
         each = activation_bytes(params, phase)
-        room = float(params["plan"]["memory"]) * GIB - sum(fixed.values())
         result["phases"][name] = {
             "images_per_gpu": mine,
             "activations_per_image": each,
             "activations": mine * each,
-            "total": sum(fixed.values()) + mine * each,
-            "images_that_fit": max(int(room // each), 0),
+            "total": peak_bytes(fixed, mine * each, together),
+            "images_that_fit": _fitting(fixed, each, available, together),
         }
     worst = max(result["phases"].values(), key=lambda entry: entry["total"])
     result["per_gpu"] = fixed | {"activations": worst["activations"], "total": worst["total"]}
     return result
+
+
+def peak_bytes(fixed: Mapping[str, int], activations: int, gradients_stay: bool) -> int:
+    """The most that is held at once, of `fixed_bytes` and a batch's activations.
+
+    A backward pass makes gradients as it frees activations and the weights' copies, so the most is
+    held where it begins or where it ends; unless the gradients stay from step to step.
+    """
+    copies, gradients = fixed.get("gathered", 0), fixed["gradients"]
+    rest = sum(fixed.values()) - copies - gradients
+    if gradients_stay:
+        return rest + gradients + copies + activations
+    return rest + max(copies + activations, gradients)
+
+
+def _gradients_stay(training: Mapping[str, Any], processes: int) -> bool:
+    return processes > 1 and training["sharding"] == "replicate"  # in DDP's buckets
+
+
+def _fitting(fixed: Mapping[str, int], each: int, available: int, gradients_stay: bool) -> int:
+    """How many pictures of so many bytes each fit beside what is fixed."""
+    if peak_bytes(fixed, 0, gradients_stay) > available:
+        return 0
+    held = sum(fixed.values()) - (0 if gradients_stay else fixed["gradients"])
+    return (available - held) // each
 
 
 def check_memory(params: Mapping[str, Any], phase: str, processes: int, available: int) -> None:
@@ -283,11 +261,13 @@ def check_memory(params: Mapping[str, Any], phase: str, processes: int, availabl
     """
     training, patch = params["training"], widths(params)[1]
     budget = training[phase]
-    fixed = sum(fixed_bytes(params, processes).values())
+    fixed = fixed_bytes(params, processes)
+    together = _gradients_stay(training, processes)
+    alone = peak_bytes(fixed, 0, together)
     fitting = "a smaller model (model=NAME), training.sharding=shard over more GPUs"
-    if fixed > available:
+    if alone > available:
         raise UserError(
-            f"{phase} needs {fixed / GIB:.3g} GiB for weights, gradients, optimiser and averages "
+            f"{phase} needs {alone / GIB:.3g} GiB for weights, gradients, optimiser and averages "
             f"alone, and {available / GIB:.3g} are free: take {fitting}, or another machine; "
             "`djepa plan` says what each needs."
         )
@@ -298,15 +278,16 @@ def check_memory(params: Mapping[str, Any], phase: str, processes: int, availabl
     tokens = min(math.prod(largest_rung(budget)) / patch**2, training["most_tokens"])
     # Some 60 numbers a token, channel and block: only near the limit is the exact count needed,
     # which takes seconds.
-    if fixed + mine * tokens * int(settings["width"]) * depth * 240 < available / 2:
+    if alone + mine * tokens * int(settings["width"]) * depth * 240 < available / 2:
         return
     each = activation_bytes(params, budget)
-    if fixed + mine * each <= available:
+    total = peak_bytes(fixed, mine * each, together)
+    if total <= available:
         return
-    batch = int((available - fixed) // each) * processes * int(budget["batch"]) // images
+    batch = _fitting(fixed, each, available, together) * processes * int(budget["batch"]) // images
     fit = f"training.{phase}.batch={batch} fits" if batch else f"take {fitting}"
     raise UserError(
-        f"{phase} needs {(fixed + mine * each) / GIB:.3g} GiB a process with "
+        f"{phase} needs {total / GIB:.3g} GiB a process with "
         f"training.{phase}.batch={budget['batch']}, and {available / GIB:.3g} are free: "
         f"{fit}; training.checkpointing=blocks needs less."
     )

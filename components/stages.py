@@ -283,9 +283,14 @@ def snapshots(stage: str, params: Mapping[str, Any]) -> Path:
 
 def dependencies(stage: str, params: Mapping[str, Any]) -> list[str]:
     """The paths that dvc.yaml lists as the stage's inputs, names filled in as DVC does."""
+    return filled(stage, params, definition(stage).get("deps", []))
+
+
+def filled(stage: str, params: Mapping[str, Any], paths: list[str]) -> list[str]:
+    """Paths of a stage's definition with `${…}` replaced as DVC does."""
     key = stage.partition("@")[2]
     values = {"key": key, "item": each(stage, params).get(key, {}), **params}
-    return [str(_filled(dep, values)) for dep in definition(stage).get("deps", [])]
+    return [str(_filled(path, values)) for path in paths]
 
 
 def missing_labels(key: str, params: Mapping[str, Any]) -> Path | None:

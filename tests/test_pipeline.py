@@ -228,6 +228,18 @@ def test_save_and_load(pipe: DJEPAPipeline, tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.bin")) and list(tmp_path.rglob("*.safetensors"))
 
 
+def test_a_pipeline_draws_in_bfloat16_where_it_is_asked_to(pipe: DJEPAPipeline) -> None:
+    generator = torch.Generator().manual_seed(0)
+    whole = pipe("a red circle", generator=generator, output_type="latent")
+    assert pipe.to("cpu", torch.bfloat16) is pipe
+    generator.manual_seed(0)
+    low = pipe("a red circle", generator=generator, output_type="latent")
+    assert low.images.dtype == torch.float32 and not torch.equal(low.images, whole.images)
+    torch.testing.assert_close(low.images, whole.images, rtol=0.1, atol=0.1)
+    with pytest.raises(UserError, match="float16"):
+        pipe.to("cpu", torch.float16)
+
+
 def test_progress_bar_is_tqdms(pipe: DJEPAPipeline, capsys: pytest.CaptureFixture[str]) -> None:
     pipe("a ring")
     assert capsys.readouterr().err == ""  # not at a terminal

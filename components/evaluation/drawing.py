@@ -26,7 +26,9 @@ def load_pipeline(model: Path) -> Pipeline:
 
     pipeline = DJEPAPipeline.from_pretrained(model)
     pipeline.set_progress_bar_config(disable=True)  # `draw_pictures` says how far it is
-    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    if torch.cuda.is_available():
+        return pipeline.to("cuda", torch.bfloat16)
+    return pipeline.to("cpu")
 
 
 def draw_pictures(

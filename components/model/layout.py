@@ -18,7 +18,7 @@ from torch import Tensor
 if TYPE_CHECKING:  # its import takes half a second, and only packed batches on a GPU need it
     from torch.nn.attention.flex_attention import BlockMask
 
-Mask: TypeAlias = "Tensor | BlockMask"
+Mask: TypeAlias = "Tensor | BlockMask | None"
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,17 @@ class Layout:
     rotations: Tensor
     owner: Tensor  # int: the number of a token's picture in its row; −1 at the text's padding
     packed: bool  # several pictures a row
+    padded: bool = True  # whether there may be padding, which takes a mask and a slower kernel
 
     def mask(self, end: int, asking: slice = slice(None)) -> Mask:
         """For the attention of the tokens `asking` to all before `end`.
 
-        Pictures of one shape: additive (B, 1, 1, end), −inf at padding. Packed: on a CPU
-        (1, 1, queries, end) bool, on a GPU a block mask, which skips what nobody sees.
+        Pictures of one shape: additive (B, 1, 1, end), −inf at padding, or None where there is
+        none. Packed: on a CPU (1, 1, queries, end) bool, on a GPU a block mask, which skips what
+        nobody sees.
         """
+        if not self.packed and not self.padded:
+            return None
         keys = self.owner[:, :end]
         if not self.packed:
             bias = torch.zeros(keys.shape, device=keys.device)
@@ -55,7 +59,7 @@ class Layout:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     """Attention of q (B, H, n, d) to k and v (B, H, m, d) under a `Layout.mask`: (B, n, H·d)."""
-    if isinstance(mask, Tensor):
+    if mask is None or isinstance(mask, Tensor):
         attended = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     else:
         attended = _compiled_flex_attention()(q, k, v, block_mask=mask)

@@ -78,9 +78,9 @@ class Network(nn.Module):
         """Rotations (B, L+N, d/2) of `length` text tokens, then image tokens in `order` (B, N)."""
         c = self.config
         head_width = c.width // c.heads
-        image = rotary_grid(c.positions, size, c.reference_grid, head_width, c.rope_base, shift)
-        text = text_rotations(length, head_width, c.rope_base).to(order.device)
-        image = image.to(order.device)[order]
+        field = (c.positions, size, c.reference_grid, head_width, c.rope_base, shift)
+        image = rotary_grid(*field, device=order.device)[order]
+        text = text_rotations(length, head_width, c.rope_base, order.device)
         return torch.cat([text.expand(order.shape[0], -1, -1), image], dim=1)
 
     def save_pretrained(self, folder: Path) -> None:

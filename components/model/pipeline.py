@@ -17,6 +17,7 @@ from components.model.build import load_network
 from components.model.card import model_card
 from components.model.lora import LoraMixin
 from components.model.network import Network
+from components.model.precision import as_stored, halved
 from components.model.request import (
     OUTPUT_TYPES,
     Request,
@@ -78,9 +79,17 @@ class DJEPAPipeline(LoraMixin):
         """Where the network is."""
         return next(self.transformer.parameters()).device
 
-    def to(self, device: torch.device | str) -> "DJEPAPipeline":
-        """Move all parts to a device."""
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "DJEPAPipeline":
+        """Move all parts to a device; with dtype bfloat16 the network draws in it from now on.
+
+        Several times as fast on a GPU. Norms and what the frozen parts compute stay as they are.
+        Raises UserError for any other dtype.
+        """
+        if dtype not in (None, torch.bfloat16):
+            raise UserError(f"dtype is {dtype}: the network draws in float32 or torch.bfloat16.")
         self.transformer.to(device)
+        if dtype is not None:
+            halved(self.transformer)
         self.tokenizer.to(device)
         self.text_encoder.to(device)
         return self
@@ -238,16 +247,17 @@ class DJEPAPipeline(LoraMixin):
             sum(step_count(self.transformer, sampler, w * h) for (w, h), _ in groups)
         ) as bar:
             for (size, shift), rows in groups.items():
-                tokens = sample_tokens(
-                    self.transformer,
-                    *_trimmed(states[rows], mask[rows]),
-                    size,
-                    sampler,
-                    torch.stack([chances[row][0].to(self.device) for row in rows]),
-                    torch.stack([chances[row][1].to(self.device) for row in rows]),
-                    shift,
-                    self._after_step(bar, size, callback_on_step_end, names),
-                )
+                with as_stored(self.transformer):
+                    tokens = sample_tokens(
+                        self.transformer,
+                        *_trimmed(states[rows], mask[rows]),
+                        size,
+                        sampler,
+                        torch.stack([chances[row][0].to(self.device) for row in rows]),
+                        torch.stack([chances[row][1].to(self.device) for row in rows]),
+                        shift,
+                        self._after_step(bar, size, callback_on_step_end, names),
+                    )
                 images |= zip(rows, self._decode(_grid(tokens, size), output_type), strict=True)
         result: Any = [images[number] for number in range(len(wanted))]
         if output_type != "pil" and len({one.size for one in wanted}) == 1:

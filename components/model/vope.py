@@ -10,7 +10,13 @@ from torch import Tensor
 POSITIONS = ("vope", "rope", "ntk_rope")
 
 
-def image_positions(width: int, height: int, grid: float, shift: float | None = None) -> Tensor:
+def image_positions(
+    width: int,
+    height: int,
+    grid: float,
+    shift: float | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
     """Positions (width·height, 2), columns then rows, of the tokens in raster order.
 
     With ρ = max(W, H)/g and b = |W − H|/2 the token in column w and row h stands at
@@ -23,8 +29,8 @@ def image_positions(width: int, height: int, grid: float, shift: float | None = 
         )
     ratio = max(width, height) / grid
     offset = abs(width - height) / 2 if shift is None else shift
-    column = torch.arange(width, dtype=torch.float32)
-    row = torch.arange(height, dtype=torch.float32)
+    column = torch.arange(width, dtype=torch.float32, device=device)
+    row = torch.arange(height, dtype=torch.float32, device=device)
     if width <= height:
         column = column + offset
     else:
@@ -40,8 +46,11 @@ def rotary_grid(
     head_width: int,
     base: float,
     shift: float | None = None,
+    device: torch.device | None = None,
 ) -> Tensor:
     """Rotations (W·H, head_width/2) of an image of `size` (W, H), its tokens in raster order.
+
+    Computed on `device`: a copy from the CPU would wait for all that a GPU still has to do.
 
     kind: one of POSITIONS. `vope` needs the reference grid's side `grid` and takes `shift`; its
     base is the same at every size. `rope`: columns and rows as they are. `ntk_rope`: so too, with
@@ -50,7 +59,7 @@ def rotary_grid(
     lengthens no wave and is not NTK-aware scaling.)
     """
     if kind == "vope":
-        return image_rotations(image_positions(*size, grid, shift), head_width, base)
+        return image_rotations(image_positions(*size, grid, shift, device), head_width, base)
     if kind not in POSITIONS:
         raise ValueError(f"positions {kind!r}: known are {', '.join(POSITIONS)}")
     longest = max(size)
@@ -58,12 +67,12 @@ def rotary_grid(
         axis = head_width // 2
         base *= (longest / grid) ** (axis / (axis - 2))
     # On a field of its own length and uncentred, VoPE's positions are columns and rows.
-    return image_rotations(image_positions(*size, longest, shift=0.0), head_width, base)
+    return image_rotations(image_positions(*size, longest, 0.0, device), head_width, base)
 
 
-def _frequencies(width: int, base: float) -> Tensor:
+def _frequencies(width: int, base: float, device: torch.device | None = None) -> Tensor:
     """θ_j = ω^(−2(j−1)/d) for the d/2 pairs of d = `width` channels, (width/2,)."""
-    return base ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
+    return base ** (-torch.arange(0, width, 2, dtype=torch.float32, device=device) / width)
 
 
 def image_rotations(positions: Tensor, head_width: int, base: float) -> Tensor:
@@ -74,14 +83,17 @@ def image_rotations(positions: Tensor, head_width: int, base: float) -> Tensor:
     """
     if head_width % 4:
         raise ValueError(f"head width {head_width} is not a multiple of 4, two axes of pairs")
-    frequencies = _frequencies(head_width // 2, base).to(positions.device)
+    frequencies = _frequencies(head_width // 2, base, positions.device)
     angles = positions[..., None] * frequencies  # … 2 d/4
     return torch.polar(torch.ones_like(angles), angles).flatten(-2)
 
 
-def text_rotations(length: int, head_width: int, base: float) -> Tensor:
+def text_rotations(
+    length: int, head_width: int, base: float, device: torch.device | None = None
+) -> Tensor:
     """1-D rotary positions of the text tokens over the full head, (length, head_width/2)."""
-    angles = torch.arange(length, dtype=torch.float32)[:, None] * _frequencies(head_width, base)
+    places = torch.arange(length, dtype=torch.float32, device=device)
+    angles = places[:, None] * _frequencies(head_width, base, device)
     return torch.polar(torch.ones_like(angles), angles)
 
 
@@ -120,10 +132,26 @@ def _pairs(x: Tensor) -> Tensor:
     return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
 
 
+def _plainly(x: Tensor, scale: Tensor, rotations: Tensor) -> Tensor:
+    """What `_NormaliseAndRotate` computes, in real numbers: a compiler makes one kernel of it.
+
+    It would leave operations on complex numbers as they are, each a pass over the memory.
+    """
+    kind, x = x.dtype, x.to(scale.dtype)
+    normal = x * (x.square().mean(-1, keepdim=True) + EPSILON).rsqrt()
+    first, second = (normal * scale).unflatten(-1, (-1, 2)).unbind(-1)
+    cosine, sine = torch.view_as_real(rotations).unbind(-1)
+    turned = [first * cosine - second * sine, first * sine + second * cosine]
+    return torch.stack(turned, dim=-1).flatten(-2).to(kind)
+
+
 def normalise_and_rotate(heads: Tensor, scale: Tensor, rotations: Tensor) -> Tensor:
     """RMSNorm of each head, times `scale`, then its rotation: what Q and K go through.
 
     heads (B, N, 2, H, d), scale (2, 1, d) learned, rotations (B or 1, N, d/2) unit
     complex numbers that turn pairs of neighbouring channels.
     """
-    return _NormaliseAndRotate.apply(heads, scale, rotations[:, :, None, None])
+    rotations = rotations[:, :, None, None]
+    if torch.compiler.is_compiling():
+        return _plainly(heads, scale, rotations)
+    return _NormaliseAndRotate.apply(heads, scale, rotations)

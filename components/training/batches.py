@@ -17,7 +17,7 @@ from components.model.network import Network
 from components.tokens.encoded import EncodedSet
 from components.training.batch import Batch, Picture, grouped, packed
 from components.training.distribution import Team
-from components.training.draw import draw_for, hidden_count
+from components.training.draw import draw_for, hidden_count, moved
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ class Batches:
         device = self.place.device
         batch = grouped(
             self.network,
-            tokens.to(device),
-            states.to(device),
-            mask.to(device),
+            moved(tokens, device),
+            moved(states, device),
+            moved(mask, device),
             (latents.shape[3], latents.shape[2]),
             draw.to(device),
         )
@@ -98,7 +98,7 @@ class Batches:
         device = self.place.device
         draw = draw_for(tokens, self.settings, self._generator(step, number))
         size = (latents.shape[3], latents.shape[2])
-        return Picture(tokens.to(device), states.to(device), size, draw.to(device))
+        return Picture(moved(tokens, device), moved(states, device), size, draw.to(device))
 
     def _hidden(self, rung: str, step: int, number: int) -> int:
         """How many tokens of another process's picture are hidden."""

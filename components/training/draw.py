@@ -32,8 +32,16 @@ class Draw:
 
     def to(self, device: str) -> Draw:
         """The same draw on another device."""
-        order, drop, t, noise = (x.to(device) for x in (self.order, self.drop, self.t, self.noise))
+        parts = (self.order, self.drop, self.t, self.noise)
+        order, drop, t, noise = (moved(x, device) for x in parts)
         return Draw(order, self.visible, drop, t, noise)
+
+
+def moved(tensor: Tensor, device: str) -> Tensor:
+    """A tensor of the CPU's memory on `device`; a GPU need not have finished what it is at."""
+    if torch.device(device).type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def draw_for(tokens: Tensor, settings: Mapping[str, Any], generator: torch.Generator) -> Draw:

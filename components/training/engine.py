@@ -56,6 +56,9 @@ def spread(step: TrainStep, ema: Network, settings: dict[str, Any], place: Team)
             if place.leads:
                 print("training.compile is left out: on a CPU it costs minutes", flush=True)
         else:
+            # Encoder, target encoder, predictor and its last block are compiled each, and anew for
+            # no and for one visible token; beyond the limit, 8, blocks would run uncompiled.
+            torch._dynamo.config.recompile_limit = 32
             for block in _blocks(step):
                 # The number of visible tokens changes from step to step.
                 block.compile(dynamic=True)
