@@ -22,7 +22,7 @@ from components.evaluation.geneval import found
 from components.scenes import tasks
 from components.scenes.atlas import catalogue
 from components.scenes.emoji import UNCOLORED, EmojiObject, look
-from components.scenes.glyphs import OWN, sides
+from components.scenes.glyphs import OWN, WEIGHTS, sides
 from components.scenes.world import World
 
 Array = NDArray[np.float32]
@@ -30,7 +30,8 @@ Array = NDArray[np.float32]
 SIDE = 24  # px that things and templates are compared at, whatever their shape
 GREY = 128.0  # around things, in both
 EDGE = 0.025  # share of the width at either edge that tells the background
-TRIED = 0.01  # least share right in the self-test that may be wrong
+MOST = 0.94  # share of the picture's width or height that no thing has
+AROUND = 5  # px of the SIDE that lightness is compared with
 
 
 class EmojiDetector:
@@ -45,6 +46,7 @@ class EmojiDetector:
         self.joined = float(settings["joined"])
         self.temperature, self.none_cost = float(settings["temperature"]), float(settings["none"])
         self.aspect_cost, self.paint_cost = float(settings["aspect"]), float(settings["paint"])
+        self.detail_cost = float(settings["detail"])
 
     def about(self) -> dict[str, Any]:
         """See `Detector`."""
@@ -69,7 +71,7 @@ class EmojiDetector:
             whole = solid[window] & (groups[window] == i)
             if whole.sum() < self.least_area * shorter**2:
                 continue
-            blob = self._classify(pixels[window], whole, window)
+            blob = self._classify(pixels, whole, window)
             parts = [] if blob.score > 0.5 else self._parts(pixels, whole, window, shorter)
             # What is nothing as a whole may be things that stand too near each other.
             known = [part for part in parts if part.score > 0.5]
@@ -88,7 +90,7 @@ class EmojiDetector:
                     slice(w.start + p.start, w.start + p.stop)
                     for w, p in zip(window, inner, strict=True)
                 )
-                blobs.append(self._classify(pixels[outer], mask, outer))
+                blobs.append(self._classify(pixels, mask, outer))
         return blobs
 
     def _foreground(self, pixels: Array) -> NDArray[np.bool_]:
@@ -96,17 +98,17 @@ class EmojiDetector:
         away = np.abs(pixels - background(pixels)).max(-1)
         return ndimage.binary_fill_holes(away > self.contrast)
 
-    def _classify(
-        self, pixels: Array, mask: NDArray[np.bool_], window: tuple[slice, ...]
-    ) -> Blob:
+    def _classify(self, pixels: Array, mask: NDArray[np.bool_], window: tuple[slice, ...]) -> Blob:
         rows, columns = np.nonzero(mask)
         inner = (
             slice(rows.min(), rows.max() + 1),
             slice(columns.min(), columns.max() + 1),
         )
-        mask = mask[inner]
-        silhouette, paint = compared(pixels[inner], mask)
+        mask, size = mask[inner], pixels.shape
+        silhouette, paint = compared(pixels[window][inner], mask)
         costs = self._costs(silhouette, paint, mask.shape[1] / mask.shape[0])
+        if mask.shape[1] > MOST * size[1] or mask.shape[0] > MOST * size[0]:
+            costs += 1.0  # from edge to edge: no thing, the background was none
         of_class = np.full(len(self.world.shapes), np.inf)
         np.minimum.at(of_class, self._owner, costs)
         rival = np.append(of_class, self.none_cost)
@@ -134,15 +136,16 @@ class EmojiDetector:
         return str(catalogue()["objects"][self.world.shapes[shape]].get("looks", ""))
 
     def _costs(self, silhouette: Array, paint: Array, aspect: float) -> Array:
-        """Of every template: 1 − overlap, wrong colours of the union, wrong aspect ratio."""
-        silhouettes, paints, aspects, squares = self._templates
+        """Of every template: 1 − overlap, wrong aspect ratio, wrong colours, wrong lines."""
+        silhouettes, paints, aspects, squares, details = self._templates
         both = silhouettes @ silhouette
         overlap = both / ((silhouettes**2).sum(1) + (silhouette**2).sum() - both)
         apart = squares + (paint**2).sum() - 2 * (paints @ paint)
         paint_off = np.sqrt(np.maximum(apart, 0) / (3 * SIDE**2)) / 255
         wrong = np.maximum(np.abs(np.log(aspect / aspects)) - 0.1, 0)
         shapes = 1 - overlap + self.aspect_cost * wrong
-        return shapes[self._silhouette_of] + self.paint_cost * paint_off
+        unlike = 1 - details @ detail(paint[None])[0]
+        return shapes[self._silhouette_of] + self.paint_cost * paint_off + self.detail_cost * unlike
 
     @property
     def _owner(self) -> NDArray[np.int64]:
@@ -192,9 +195,9 @@ class EmojiDetector:
         return self._drawn[3]
 
     @cached_property
-    def _templates(self) -> tuple[Array, Array, Array, Array]:
+    def _templates(self) -> tuple[Array, ...]:
         silhouettes, aspects, paints, _ = self._drawn
-        return silhouettes, paints, aspects, (paints**2).sum(1)
+        return silhouettes, paints, aspects, (paints**2).sum(1), detail(paints)
 
     def self_test(self, width: int, height: int) -> None:
         """See `Detector`: every object in a colour and every number of it, drawn by the world.
@@ -255,7 +258,19 @@ def compared(pixels: Array, mask: NDArray[np.bool_]) -> tuple[Array, Array]:
     shown = np.where(mask[..., None], pixels, GREY)
     silhouette = Image.fromarray(mask.astype(np.float32)).resize(size, Image.Resampling.BOX)
     channels = [
-        np.asarray(Image.fromarray(shown[..., c].astype(np.float32)).resize(size, Image.Resampling.BOX))
+        np.asarray(
+            Image.fromarray(shown[..., c].astype(np.float32)).resize(size, Image.Resampling.BOX)
+        )
         for c in range(3)
     ]
     return np.asarray(silhouette).ravel(), np.stack(channels, -1).ravel() - GREY
+
+
+def detail(paints: Array) -> Array:
+    """Lines and edges alone, (N, SIDE²) of length 1: lightness less its mean around each pixel."""
+    light = paints.reshape(-1, SIDE, SIDE, 3) @ WEIGHTS.astype(np.float32)
+    # Two pixels around: the outline against the grey is part of it.
+    light = np.pad(light, ((0, 0), (2, 2), (2, 2)))
+    lines = light - ndimage.uniform_filter(light, (0, AROUND, AROUND))
+    lines = lines.reshape(len(lines), -1)
+    return lines / np.maximum(np.linalg.norm(lines, axis=1, keepdims=True), 1e-3)

@@ -90,9 +90,7 @@ class EmojiWorld(World):
             return OWN
         return super()._free_color(rng, shape)
 
-    def _thing(
-        self, rng: np.random.Generator, shape: str, color: str, size: float
-    ) -> SceneObject:
+    def _thing(self, rng: np.random.Generator, shape: str, color: str, size: float) -> SceneObject:
         known = catalogue()["objects"][shape]
         glyph = known["glyphs"][int(rng.integers(len(known["glyphs"])))]
         flipped = rng.random() < float(self.data["mirrored"]) and known.get("mirrored", True)

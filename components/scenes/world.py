@@ -57,6 +57,11 @@ class World:
             self.shapes, list(self.colors), self.counts, self.relations, self.data["held_out"]
         )
 
+    @property
+    def official(self) -> list[Metadata]:
+        """GenEval's official prompts, where the world has its objects; else none."""
+        return []
+
     def _check(self) -> None:
         place = "in params/data (data.{})"
         for what, given, known in (
@@ -192,9 +197,7 @@ class World:
         """A colour for what a prompt gives none to."""
         return self._zipf(rng, list(self.colors))[0]
 
-    def _thing(
-        self, rng: np.random.Generator, shape: str, color: str, size: float
-    ) -> SceneObject:
+    def _thing(self, rng: np.random.Generator, shape: str, color: str, size: float) -> SceneObject:
         """One object around the origin."""
         return SceneObject(shape, color, self.colors[color], 0.0, 0.0, size)
 
