@@ -16,8 +16,8 @@ from PIL import Image
 
 from components.errors import UserError
 from components.evaluation.compare import QUESTIONS, Answers, answers, as_detections, verdict
-from components.evaluation.embedded import detector_of
 from components.evaluation.drawing import draw_pictures
+from components.evaluation.embedded import detector_of
 from components.evaluation.folder import write_prompt
 from components.evaluation.geneval import score_image
 from components.feedback.pictures import BATCH, Metadata, cover, training_prompts

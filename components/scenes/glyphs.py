@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from components.scenes.atlas import OPAQUE, Glyph, atlas
+from components.scenes.atlas import OPAQUE, atlas
 
 Array = NDArray[np.float64]
 
