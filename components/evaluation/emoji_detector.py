@@ -2,9 +2,9 @@
 
 Background: of each row, the line between the picture's left and right edge, where a world's
 margin keeps things out. Foreground: what differs from it, holes filled; parts nearer than `joined`
-are one thing. Class: that of the template (glyph, mirrored, turned, in its own and every other
-colour) that agrees best with the thing; `none of them` competes. Colour: that of the same template;
-of own colours the one of GenEval's ten that they look like, or "". Nothing is trained.
+are one thing. Class: that of the template (components/evaluation/templates.py) that agrees best
+with the thing; `none of them` competes. Colour: that of the same template; of own colours the one
+of GenEval's ten that they look like, or "". Nothing is trained.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -19,19 +19,20 @@ from scipy import ndimage
 from components.errors import UserError
 from components.evaluation.detector import Blob, Detections
 from components.evaluation.geneval import found
+from components.evaluation.templates import Array, Templates
 from components.scenes import tasks
 from components.scenes.atlas import catalogue
-from components.scenes.emoji import UNCOLORED, EmojiObject, look
-from components.scenes.glyphs import OWN, WEIGHTS, sides
+from components.scenes.emoji import UNCOLORED
+from components.scenes.glyphs import OWN
 from components.scenes.world import World
 
-Array = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+Window = tuple[slice, slice]
 
-SIDE = 24  # px that things and templates are compared at, whatever their shape
-GREY = 128.0  # around things, in both
 EDGE = 0.025  # share of the width at either edge that tells the background
 MOST = 0.94  # share of the picture's width or height that no thing has
-AROUND = 5  # px of the SIDE that lightness is compared with
+KNOWN = 0.5  # score above which a thing is not looked at in parts
+EIGHT = np.ones((3, 3))  # neighbours that hang together
 
 
 class EmojiDetector:
@@ -46,14 +47,19 @@ class EmojiDetector:
         self.joined = float(settings["joined"])
         self.temperature, self.none_cost = float(settings["temperature"]), float(settings["none"])
         self.aspect_cost, self.paint_cost = float(settings["aspect"]), float(settings["paint"])
-        self.detail_cost = float(settings["detail"])
+        self.lines_cost = float(settings["lines"])
+
+    @cached_property
+    def templates(self) -> Templates:
+        """Drawn when the first thing is to be named."""
+        return Templates.draw(self.world)
 
     def about(self) -> dict[str, Any]:
         """See `Detector`."""
         return {"detector": "embedded, OpenMoji", "post_processing": dict(self.settings)}
 
     def detect(self, image: Image.Image, colored: Collection[str] = ()) -> Detections:
-        """See `Detector`. A thing is given to its best class alone, and every one has a colour."""
+        """See `Detector`. A thing is given to its best class alone."""
         seen: Detections = {}
         for blob in sorted(self.blobs(image), key=lambda b: -b.score):
             seen.setdefault(blob.shape, []).append([*blob.box, blob.score, blob.color])
@@ -62,70 +68,69 @@ class EmojiDetector:
     def blobs(self, image: Image.Image) -> list[Blob]:
         """Every thing that stands out, those that look like no object (low score) included."""
         pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
-        solid = self._foreground(pixels)
-        shorter = min(solid.shape)
-        reach = ndimage.distance_transform_edt(~solid) if solid.any() else np.ones(solid.shape)
-        groups, n = ndimage.label(reach <= self.joined * shorter / 2, np.ones((3, 3)))
-        blobs = []
-        for i, window in enumerate(ndimage.find_objects(groups, n), start=1):
-            whole = solid[window] & (groups[window] == i)
-            if whole.sum() < self.least_area * shorter**2:
-                continue
-            blob = self._classify(pixels, whole, window)
-            parts = [] if blob.score > 0.5 else self._parts(pixels, whole, window, shorter)
-            # What is nothing as a whole may be things that stand too near each other.
-            known = [part for part in parts if part.score > 0.5]
-            blobs += known or [blob]
-        return blobs
-
-    def _parts(
-        self, pixels: Array, whole: NDArray[np.bool_], window: tuple[slice, ...], shorter: int
-    ) -> list[Blob]:
-        labels, n = ndimage.label(whole, np.ones((3, 3)))
-        blobs = []
-        for i, inner in enumerate(ndimage.find_objects(labels, n), start=1):
-            mask = labels[inner] == i
-            if n > 1 and mask.sum() >= self.least_area * shorter**2:
-                outer = tuple(
-                    slice(w.start + p.start, w.start + p.stop)
-                    for w, p in zip(window, inner, strict=True)
-                )
-                blobs.append(self._classify(pixels, mask, outer))
-        return blobs
-
-    def _foreground(self, pixels: Array) -> NDArray[np.bool_]:
-        """What differs from the background in some channel, holes filled."""
         away = np.abs(pixels - background(pixels)).max(-1)
-        return ndimage.binary_fill_holes(away > self.contrast)
+        solid = ndimage.binary_fill_holes(away > self.contrast)
+        blobs = []
+        for mask, window in self._things(solid):
+            blob = self._classify(pixels, mask, window)
+            if blob.score <= KNOWN:
+                # What is nothing as a whole may be things that stand too near each other.
+                whole = np.zeros_like(solid)
+                whole[window] = mask
+                parts = [self._classify(pixels, *part) for part in self._things(whole, 0.0)]
+                known = [part for part in parts if part.score > KNOWN]
+                blobs += known or [blob]
+            else:
+                blobs.append(blob)
+        return blobs
 
-    def _classify(self, pixels: Array, mask: NDArray[np.bool_], window: tuple[slice, ...]) -> Blob:
-        rows, columns = np.nonzero(mask)
-        inner = (
-            slice(rows.min(), rows.max() + 1),
-            slice(columns.min(), columns.max() + 1),
+    def _things(self, solid: Mask, joined: float | None = None) -> list[tuple[Mask, Window]]:
+        """Masks and windows of what hangs together but for gaps of `joined`."""
+        if not solid.any():
+            return []
+        shorter = min(solid.shape)
+        gap = (self.joined if joined is None else joined) * shorter
+        near = ndimage.distance_transform_edt(~solid) <= gap / 2
+        labels, n = ndimage.label(near, EIGHT)
+        things = []
+        for i in range(1, n + 1):
+            # The window of the thing itself, without what joined its parts.
+            rows, columns = np.nonzero(solid & (labels == i))
+            if len(rows) >= self.least_area * shorter**2:
+                window = (
+                    slice(int(rows.min()), int(rows.max()) + 1),
+                    slice(int(columns.min()), int(columns.max()) + 1),
+                )
+                things.append((solid[window] & (labels[window] == i), window))
+        return things
+
+    def _classify(self, pixels: Array, mask: Mask, window: Window) -> Blob:
+        templates = self.templates
+        silhouette, aspect, paint, lines = templates.unlike(pixels[window], mask)
+        costs = (
+            silhouette
+            + self.aspect_cost * aspect
+            + self.paint_cost * paint
+            + self.lines_cost * lines
         )
-        mask, size = mask[inner], pixels.shape
-        silhouette, paint = compared(pixels[window][inner], mask)
-        costs = self._costs(silhouette, paint, mask.shape[1] / mask.shape[0])
-        if mask.shape[1] > MOST * size[1] or mask.shape[0] > MOST * size[0]:
-            costs += 1.0  # from edge to edge: no thing, the background was none
+        if any(part > MOST * all_ for part, all_ in zip(mask.shape, pixels.shape, strict=False)):
+            costs += 1.0  # from edge to edge: no thing
         of_class = np.full(len(self.world.shapes), np.inf)
-        np.minimum.at(of_class, self._owner, costs)
-        rival = np.append(of_class, self.none_cost)
-        chance = np.exp(-(rival - rival.min()) / self.temperature)
+        np.minimum.at(of_class, templates.of[:, 0], costs)
+        rivals = np.append(of_class, self.none_cost)
+        chance = np.exp(-(rivals - rivals.min()) / self.temperature)
         best = int(of_class.argmin())
-        nearest = int(np.where(self._owner == best, costs, np.inf).argmin())
-        top, left = window[0].start + inner[0].start, window[1].start + inner[1].start
+        nearest = int(np.where(templates.of[:, 0] == best, costs, np.inf).argmin())
         return Blob(
             self.world.shapes[best],
             float(chance[best] / chance.sum()),
             float(max(0.0, 1 - of_class[best])),
-            self._named(best, int(self._color[nearest])),
+            self._named(best, int(templates.of[nearest, 1])),
             (
-                float(left),
-                float(top),
-                float(left + mask.shape[1]),
-                float(top + mask.shape[0]),
+                float(window[1].start),
+                float(window[0].start),
+                float(window[1].stop),
+                float(window[0].stop),
             ),
         )
 
@@ -135,72 +140,8 @@ class EmojiDetector:
             return list(self.world.colors)[color]
         return str(catalogue()["objects"][self.world.shapes[shape]].get("looks", ""))
 
-    def _costs(self, silhouette: Array, paint: Array, aspect: float) -> Array:
-        """Of every template: 1 − overlap, wrong aspect ratio, wrong colours, wrong lines."""
-        silhouettes, paints, aspects, squares, details = self._templates
-        both = silhouettes @ silhouette
-        overlap = both / ((silhouettes**2).sum(1) + (silhouette**2).sum() - both)
-        apart = squares + (paint**2).sum() - 2 * (paints @ paint)
-        paint_off = np.sqrt(np.maximum(apart, 0) / (3 * SIDE**2)) / 255
-        wrong = np.maximum(np.abs(np.log(aspect / aspects)) - 0.1, 0)
-        shapes = 1 - overlap + self.aspect_cost * wrong
-        unlike = 1 - details @ detail(paint[None])[0]
-        return shapes[self._silhouette_of] + self.paint_cost * paint_off + self.detail_cost * unlike
-
-    @property
-    def _owner(self) -> NDArray[np.int64]:
-        return self._index[:, 0]
-
-    @property
-    def _color(self) -> NDArray[np.int64]:
-        return self._index[:, 1]
-
-    @property
-    def _silhouette_of(self) -> NDArray[np.int64]:
-        return self._index[:, 2]
-
-    @cached_property
-    def _drawn(self) -> tuple[Any, ...]:
-        world = self.world
-        turns = sorted({float(d) for d in world.data["degrees"]})
-        mirrored = [False, True] if float(world.data["mirrored"]) else [False]
-        silhouettes, aspects, paints, index = [], [], [], []
-        for number, name in enumerate(world.shapes):
-            thing = catalogue()["objects"][name]
-            colors = [OWN] if name in UNCOLORED else [OWN, *world.colors]
-            for glyph in thing["glyphs"]:
-                for flipped in mirrored if thing.get("mirrored", True) else [False]:
-                    for degrees in turns:
-                        shown = sides(glyph, flipped, degrees)
-                        for color in colors:
-                            one = EmojiObject(
-                                name, color, world.colors.get(color, (0, 0, 0)),
-                                0.0, 0.0, 1.0, glyph, flipped, degrees, shown,
-                            )  # fmt: skip
-                            pixels = look(one, *(round(2 * SIDE * s) for s in shown))
-                            solid = ndimage.binary_fill_holes(pixels[..., 3] > 100)
-                            alpha = np.maximum(pixels[..., 3:] / 255, 0)
-                            flat = GREY + alpha * (pixels[..., :3] - GREY)
-                            silhouette, paint = compared(flat.astype(np.float32), solid)
-                            if color == OWN:
-                                silhouettes.append(silhouette)
-                                aspects.append(shown[0] / shown[1])
-                            paints.append(paint)
-                            which = -1 if color == OWN else list(world.colors).index(color)
-                            index.append((number, which, len(silhouettes) - 1))
-        return np.stack(silhouettes), np.array(aspects), np.stack(paints), np.array(index)
-
-    @property
-    def _index(self) -> NDArray[np.int64]:
-        return self._drawn[3]
-
-    @cached_property
-    def _templates(self) -> tuple[Array, ...]:
-        silhouettes, aspects, paints, _ = self._drawn
-        return silhouettes, paints, aspects, (paints**2).sum(1), detail(paints)
-
     def self_test(self, width: int, height: int) -> None:
-        """See `Detector`: every object in a colour and every number of it, drawn by the world.
+        """See `Detector`: of every object a number and a colour, drawn by the world.
 
         Raises:
             UserError: below 95 % right, or something seen in a blank picture, with an example.
@@ -219,8 +160,7 @@ class EmojiDetector:
             picture = Image.fromarray(world.draw(scene, width, height, rng))
             objects = found(metadata, self.detect(picture))
             seen = sorted((name, item[5]) for name, items in objects.items() for item in items)
-            asked = sorted((o.shape, o.color) for o in scene.objects)
-            if not same(asked, seen):
+            if not same(sorted((o.shape, o.color) for o in scene.objects), seen):
                 wrong.append(f"'{scene.caption}' was seen as {seen}")
         blank = self.detect(Image.new("RGB", (width, height), (128, 128, 128)))
         if blank:
@@ -242,35 +182,11 @@ def same(drawn: Sequence[tuple[str, str]], seen: Sequence[tuple[str, str]]) -> b
 
 
 def background(pixels: Array) -> Array:
-    """(H, W, 3): in each row the line between the medians of its two ends."""
-    height, width = pixels.shape[:2]
+    """(H, W, 3): in each row the line between the means of its two ends."""
+    width = pixels.shape[1]
     edge = max(round(EDGE * width), 2)
-    left, right = pixels[:, :edge].mean(1), pixels[:, -edge:].mean(1)
+    ends = pixels[:, :edge].mean(1), pixels[:, -edge:].mean(1)
     # A lone row is not the background's.
-    left, right = (ndimage.median_filter(side, (5, 1)) for side in (left, right))
+    left, right = (ndimage.median_filter(end, (5, 1)) for end in ends)
     at = ((np.arange(width) + 0.5) / width)[None, :, None]
     return left[:, None] + at * (right - left)[:, None]
-
-
-def compared(pixels: Array, mask: NDArray[np.bool_]) -> tuple[Array, Array]:
-    """A thing as SIDE × SIDE: its silhouette (0…1) and its colours on grey, flat."""
-    size = (SIDE, SIDE)
-    shown = np.where(mask[..., None], pixels, GREY)
-    silhouette = Image.fromarray(mask.astype(np.float32)).resize(size, Image.Resampling.BOX)
-    channels = [
-        np.asarray(
-            Image.fromarray(shown[..., c].astype(np.float32)).resize(size, Image.Resampling.BOX)
-        )
-        for c in range(3)
-    ]
-    return np.asarray(silhouette).ravel(), np.stack(channels, -1).ravel() - GREY
-
-
-def detail(paints: Array) -> Array:
-    """Lines and edges alone, (N, SIDE²) of length 1: lightness less its mean around each pixel."""
-    light = paints.reshape(-1, SIDE, SIDE, 3) @ WEIGHTS.astype(np.float32)
-    # Two pixels around: the outline against the grey is part of it.
-    light = np.pad(light, ((0, 0), (2, 2), (2, 2)))
-    lines = light - ndimage.uniform_filter(light, (0, AROUND, AROUND))
-    lines = lines.reshape(len(lines), -1)
-    return lines / np.maximum(np.linalg.norm(lines, axis=1, keepdims=True), 1e-3)
