@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
 
 from components.errors import UserError
 from components.files import atomic_file, hash_of, read_yaml
@@ -118,6 +117,8 @@ def _draw(name: str) -> Glyph:
 
 def _cut(drawn: Glyph) -> Glyph:
     """Without parts that stand apart (a cork that pops, lines of motion), cut to its box."""
+    from scipy import ndimage  # a machine that reads an atlas needs none
+
     solid = drawn[..., 3] > OPAQUE
     rows, columns = np.nonzero(solid)
     longer = max(np.ptp(rows), np.ptp(columns)) + 1
