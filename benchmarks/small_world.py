@@ -112,7 +112,11 @@ def sheet_of_scenes(world: World, detector: WorldDetector, path: Path) -> None:
                 canvas.rectangle(tuple(box[:4]), outline=(255, 0, 220))
         cell.paste(picture, (3, 3))
         caption = scene.caption.removeprefix("a photo of ")
-        named = ", ".join(f"{b[5]} {name}".strip() for name, bs in seen.items() for b in bs)
+        each = [
+            f"{len(boxes)} × " * (len(boxes) > 1) + f"{boxes[0][5]} {name}".strip()
+            for name, boxes in seen.items()
+        ]
+        named = ", ".join(each)
         draw = ImageDraw.Draw(cell)
         for row, (text, ink) in enumerate(((caption, "black"), (f"saw {named}", (190, 0, 160)))):
             width = draw.textlength(text)
@@ -120,7 +124,7 @@ def sheet_of_scenes(world: World, detector: WorldDetector, path: Path) -> None:
             draw.text((3, SIDE + 6 + 15 * row), text, fill=ink, font_size=size)
         cells.append(np.asarray(cell))
     rows = [np.concatenate(cells[i : i + 7], 1) for i in range(0, len(cells), 7)]
-    Image.fromarray(np.concatenate(rows)).quantize(200).save(path, optimize=True)
+    Image.fromarray(np.concatenate(rows)).save(path, optimize=True)
 
 
 def sheet_of_colors(world: World, path: Path) -> None:
@@ -140,7 +144,7 @@ def sheet_of_colors(world: World, path: Path) -> None:
             cell.alpha_composite(thing, ((60 - shape[0]) // 2, (60 - shape[1]) // 2))
             row.append(np.asarray(cell.convert("RGB")))
         rows.append(np.concatenate(row, 1))
-    Image.fromarray(np.concatenate(rows)).quantize(200).save(path, optimize=True)
+    Image.fromarray(np.concatenate(rows)).save(path, optimize=True)
 
 
 def main(each: int) -> None:
