@@ -1,6 +1,7 @@
 """What the things of the OpenMoji world look like, at one small size, to compare pictures with."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,10 @@ class Templates:
         stacked = np.stack(paints)
         return cls(np.stack(silhouettes), np.array(aspects), stacked, lines(stacked), np.array(of))
 
+    @cached_property
+    def _squares(self) -> tuple[Array, Array]:
+        return (self.silhouettes**2).sum(1), (self.paints**2).sum(1)
+
     def unlike(
         self, pixels: Array, mask: NDArray[np.bool_]
     ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
@@ -75,10 +80,11 @@ class Templates:
         """
         silhouette, paint = reduced(pixels, mask)
         both = self.silhouettes @ silhouette
-        either = (self.silhouettes**2).sum(1) + (silhouette**2).sum() - both
+        areas, squares = self._squares
+        either = areas + (silhouette**2).sum() - both
         ratio = mask.shape[1] / mask.shape[0]
         aspect = np.maximum(np.abs(np.log(ratio / self.aspects)) - SLACK, 0)
-        apart = (self.paints**2).sum(1) + (paint**2).sum() - 2 * (self.paints @ paint)
+        apart = squares + (paint**2).sum() - 2 * (self.paints @ paint)
         paints = np.sqrt(np.maximum(apart, 0) / paint.size) / 255
         cosine = self.lines @ lines(paint[None])[0]
         which = self.of[:, 2]
