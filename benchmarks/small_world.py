@@ -113,7 +113,7 @@ def sheet_of_scenes(world: World, detector: WorldDetector, path: Path) -> None:
         cell.paste(picture, (3, 3))
         caption = scene.caption.removeprefix("a photo of ")
         each = [
-            f"{len(boxes)} × " * (len(boxes) > 1) + f"{boxes[0][5]} {name}".strip()
+            f"{len(boxes)} x " * (len(boxes) > 1) + f"{boxes[0][5]} {name}".strip()
             for name, boxes in seen.items()
         ]
         named = ", ".join(each)
