@@ -62,6 +62,17 @@ def data(
 
 
 @app.command()
+def atlas(
+    file: Annotated[Path, typer.Argument(help="File to write, e.g. openmoji.npz")],
+) -> None:
+    """Write the glyphs of data.glyphs: openmoji to a file, for machines that cannot draw them."""
+    from components.scenes.atlas import FILE, write
+
+    write(file)
+    print(f"{file}: name it in the environment variable {FILE} on the other machine")
+
+
+@app.command()
 def stage(name: Annotated[str, typer.Argument(help="A stage of dvc.yaml, e.g. phase2@r1")]) -> None:
     """Run one stage of dvc.yaml here (what `dvc repro` calls)."""
     from components.stages import run_stage

@@ -46,6 +46,9 @@ TAKEN = ("phase1", "dpo", "none")  # names of models and critics that are no rou
 LIMITS: dict[str, Limit] = {
     "seed": NATURAL,
     "data.seed": NATURAL,
+    "data.own_colors": SHARE,
+    "data.mirrored": SHARE,
+    "data.held_out.official": SHARE,
     "curation.seed": NATURAL,
     "evaluation.seed": NATURAL,
     "curation.aesthetic.threshold": Limit("a number", -inf),
@@ -159,6 +162,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "training.time.distribution": ("uniform", "logit_normal"),
     "training.schedule.shape": ("linear", "cosine"),
     "data.encode": ("cached", "online"),
+    "data.glyphs": ("shapes", "openmoji"),
     "curation.captions.write": ("never", "missing", "all"),
     "dpo.pairs.source": ("judge", "raters", "quality", "pickapic"),
     "dpo.adapter": ("none", "lora"),

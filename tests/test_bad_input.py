@@ -118,7 +118,8 @@ def test_every_limit_is_of_a_parameter_there_is() -> None:
     from fnmatch import fnmatchcase
 
     names = numbers(yaml.safe_load((ROOT / "params.yaml").read_text()))
-    names |= numbers(composed(["scale=paper"], ROOT))  # other parts have other numbers
+    for scale in ("paper", "small"):  # other parts have other numbers
+        names |= numbers(composed([f"scale={scale}"], ROOT))
     for pattern in [*LIMITS, *CHOICES]:
         assert any(fnmatchcase(name, pattern) for name in names), pattern
 

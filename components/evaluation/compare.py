@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import UserError
-from components.evaluation.detector import Blob, Detections, SceneDetector, realism, self_test
+from components.evaluation.detector import Blob, Detections, realism
+from components.evaluation.embedded import detector_of
 from components.evaluation.folder import Sample, read_folder
 from components.evaluation.geneval import SCORE_THRESHOLD, clauses
 from components.evaluation.win_rates import sentence, win_rate
@@ -80,7 +81,7 @@ def compare(
     """
     settings = params["evaluation"]
     world = World.from_params(params["data"])
-    detector = SceneDetector(world, settings["detector"])
+    detector = detector_of(world, settings["detector"])
     ours, theirs = read_folder(samples), read_folder(baseline)
     if [(s.filename, s.metadata) for s in ours] != [(s.filename, s.metadata) for s in theirs]:
         raise UserError(
@@ -92,7 +93,7 @@ def compare(
     def judge(sample: Sample) -> Answers:
         image = sample.open()
         if image.size not in tested:
-            self_test(world, detector, *image.size)
+            detector.self_test(*image.size)
             tested.add(image.size)
         return answers(sample.metadata, detector.blobs(image))
 

@@ -26,17 +26,21 @@ def benchmark(world: World, settings: Mapping[str, Any]) -> list[tuple[Metadata,
     """The prompts and how many pictures of each.
 
     `pictures` for each task and split, spread over at most pictures / images prompts. A split
-    with fewer prompts gets more pictures of each.
+    with fewer prompts gets more pictures of each; where the world is scored on the official
+    prompts each gets `images`, as officially, so that all count alike.
     """
     rng = np.random.default_rng(int(settings["seed"]))
     pictures, images = int(settings["pictures"]), int(settings["images"])
     chosen: list[tuple[Metadata, int]] = []
     for task in TASKS:
         for split in ("seen", "held_out"):
-            prompts = world.prompts(split, task)
+            prompts = world.benchmark_prompts(split, task)
             n = min(len(prompts), max(pictures // images, 1))
             picked = [prompts[int(i)] for i in rng.permutation(len(prompts))[:n]]
-            chosen += [(m, pictures // n + (i < pictures % n)) for i, m in enumerate(picked)]
+            if world.official:
+                chosen += [(m, images) for m in picked]
+            else:
+                chosen += [(m, pictures // n + (i < pictures % n)) for i, m in enumerate(picked)]
     return [(metadata, count) for metadata, count in chosen if count]
 
 

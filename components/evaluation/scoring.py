@@ -11,7 +11,8 @@ import numpy as np
 from components.errors import UserError
 from components.evaluation.boxes import check_detections, check_names, read_detections
 from components.evaluation.checks import check_pictures, check_samples
-from components.evaluation.detector import Detections, Detector, SceneDetector
+from components.evaluation.detector import Detections, Detector
+from components.evaluation.embedded import detector_of
 from components.evaluation.folder import Sample, read_folder
 from components.evaluation.geneval import found, meets, reasons
 from components.evaluation.statistics import spreads, task_means
@@ -238,7 +239,7 @@ def score_folder(
         scored_by: dict[str, Any] = {"detections": str(detections)}
     else:
         if detector is None and world is not None:
-            detector = SceneDetector(world, settings["detector"])
+            detector = detector_of(world, settings["detector"])
         if detector is None:
             raise UserError(
                 f"The embedded detector does not know {', '.join(foreign[:5])} in {folder}; choose "

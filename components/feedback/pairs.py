@@ -16,8 +16,8 @@ from PIL import Image
 
 from components.errors import UserError
 from components.evaluation.compare import QUESTIONS, Answers, answers, as_detections, verdict
-from components.evaluation.detector import SceneDetector
 from components.evaluation.drawing import draw_pictures
+from components.evaluation.embedded import detector_of
 from components.evaluation.folder import write_prompt
 from components.evaluation.geneval import score_image
 from components.feedback.pictures import BATCH, Metadata, cover, training_prompts
@@ -79,7 +79,7 @@ class Answered:
 def judge(model: Path, encoded_dir: Path, params: dict[str, Any], tally: Tally) -> Iterator[Pair]:
     """Draw training prompts with the saved pipeline `model` and pair what the judge tells apart."""
     settings = params["dpo"]
-    detector = SceneDetector(World.from_params(params["data"]), params["evaluation"]["detector"])
+    detector = detector_of(World.from_params(params["data"]), params["evaluation"]["detector"])
     wanted = [m for m in _prompts(encoded_dir, params) for _ in range(int(settings["images"]))]
     drawn = draw_pictures(
         model,

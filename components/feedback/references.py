@@ -63,7 +63,8 @@ def _references(
     # Torch only from here on: an empty set must not pay for its import.
     from safetensors.numpy import save_file
 
-    from components.evaluation.detector import SceneDetector, realism
+    from components.evaluation.detector import realism
+    from components.evaluation.embedded import detector_of
     from components.feedback import describe
     from components.feedback.pictures import cover, draw_and_judge, training_prompts
     from components.feedback.retrieval import retrieve, searched
@@ -89,7 +90,7 @@ def _references(
     first_seed = 1_000_000 * (1 + list(params["feedback"]["rounds"]).index(round_name))
     rows: list[dict[str, Any]] = []
     images: list[Any] = []
-    detector = SceneDetector(world, params["evaluation"]["detector"])
+    detector = detector_of(world, params["evaluation"]["detector"])
     for judged in draw_and_judge(
         model_dir,
         detector,

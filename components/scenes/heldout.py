@@ -90,7 +90,7 @@ class HeldOut:
                 other["relations"],
                 other["held_out"],
             )
-        held_out._check(shapes, colors, counts, relations, pairs)
+        held_out.check(shapes, colors, counts, relations, pairs)
         return held_out
 
     def __or__(self, other: "HeldOut") -> "HeldOut":
@@ -101,7 +101,7 @@ class HeldOut:
             self.shape_count | other.shape_count,
         )
 
-    def _check(
+    def check(
         self,
         shapes: Sequence[str],
         colors: Sequence[str],
@@ -109,6 +109,7 @@ class HeldOut:
         relations: Sequence[str],
         pairs: Sequence[tuple[str, ...]],
     ) -> None:
+        """Raise UserError where an atomic notion would never be seen."""
         seen_pairs = [p for p in pairs if p not in self.pair]
         starved = [
             *(s for s in shapes if all((c, s) in self.color_shape for c in colors)),

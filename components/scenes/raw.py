@@ -25,7 +25,6 @@ from components.files import atomic_folder, write_json
 from components.processes import spread
 from components.progress import Progress
 from components.scenes.defects import KINDS, PIXELS, nearly
-from components.scenes.draw import draw_scene
 from components.scenes.world import World
 from components.tracking import Tracker
 
@@ -104,7 +103,7 @@ class RawPictures:
             scale = int(rng.integers(low, high + 1)) / min(width, height)
             width, height = round(width * scale), round(height * scale)
         scene = self.world.sample_scene(rng, width / height)
-        pixels = draw_scene(scene, width, height, rng)
+        pixels = self.world.draw(scene, width, height, rng)
         truth = scene.truth(width, height)
         if kind in PIXELS:
             pixels = PIXELS[kind](pixels, rng, self.defects[kind])
@@ -223,7 +222,7 @@ def write_raw_shard(folder: Path, shard: int, data: Mapping[str, Any]) -> dict[s
     for index in range(shard * size, min((shard + 1) * size, int(data["raw"]["pictures"]))):
         picture, key = pictures.picture(index), pictures.key(index)
         row = {
-            "url": f"scenes:{data['seed']}/{index}",
+            "url": f"{data['source']}:{data['seed']}/{index}",
             "caption": picture.caption,
             "key": key,
             "status": "success",

@@ -1,83 +1,20 @@
 """The embedded world: which scenes exist, how often, and which are held out."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from components.errors import UserError
 from components.evaluation.geneval import relative_position
 from components.scenes import tasks
 from components.scenes.heldout import HeldOut
-from components.scenes.shapes import BOX, DISTANCE
+from components.scenes.scene import Box, Scene, SceneObject
+from components.scenes.shapes import DISTANCE
 from components.scenes.tasks import Metadata
 
-Box = tuple[float, float, float, float]
 PLACES = 12  # tried for one object before the whole scene is begun anew
-
-
-@dataclass(frozen=True)
-class SceneObject:
-    """One object: centre and size in units of the picture's shorter side."""
-
-    shape: str
-    color: str
-    rgb: tuple[int, int, int]
-    x: float
-    y: float
-    size: float
-
-    def box(self) -> Box:
-        """x1, y1, x2, y2 in units of the shorter side."""
-        w, h = BOX[self.shape]
-        w, h = w * self.size / 2, h * self.size / 2
-        return (self.x - w, self.y - h, self.x + w, self.y + h)
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What a picture shows, and its caption. `aspect` is width / height."""
-
-    metadata: Metadata
-    objects: tuple[SceneObject, ...]
-    aspect: float
-    source: str
-    style: Mapping[str, Any] = field(repr=False)
-
-    @property
-    def caption(self) -> str:
-        """The caption, in GenEval's wording."""
-        return self.metadata["prompt"]
-
-    @property
-    def task(self) -> str:
-        """One of GenEval's six."""
-        return self.metadata["tag"]
-
-    def boxes(self, width: int, height: int) -> list[Box]:
-        """The objects' boxes in a picture of this many pixels."""
-        unit_w, unit_h = max(self.aspect, 1.0), max(1 / self.aspect, 1.0)
-        sx, sy = width / unit_w, height / unit_h
-        # Slightly another aspect than the scene's: objects keep theirs.
-        unit = min(sx, sy)
-        boxes = []
-        for thing in self.objects:
-            x1, y1, x2, y2 = thing.box()
-            cx, cy = thing.x * sx, thing.y * sy
-            w, h = (x2 - x1) * unit / 2, (y2 - y1) * unit / 2
-            boxes.append((cx - w, cy - h, cx + w, cy + h))
-        return boxes
-
-    def truth(self, width: int, height: int) -> dict[str, Any]:
-        """Exact ground truth in pixels, as the raw JSON keeps it."""
-        return {
-            "task": self.task,
-            "objects": [
-                {"class": o.shape, "color": o.color, "box": [round(v, 2) for v in box]}
-                for o, box in zip(self.objects, self.boxes(width, height), strict=True)
-            ],
-        }
 
 
 class World:
@@ -94,23 +31,41 @@ class World:
         self.counts: list[int] = [int(c) for c in data["counts"]]
         self.relations: list[str] = list(data["relations"])
         self._check()
-        self.held_out = HeldOut.choose(
-            self.shapes, list(self.colors), self.counts, self.relations, data["held_out"]
-        )
+        self.held_out = self._hold_out()
 
-    @classmethod
-    def from_params(cls, data: Mapping[str, Any]) -> "World":
-        """The world of `params["data"]`.
+    @staticmethod
+    def from_params(data: Mapping[str, Any]) -> "World":
+        """The world of `params["data"]`: of shapes, or of pictures where `glyphs` is openmoji.
 
         Raises:
-            UserError: an unknown shape, colour, count or relation.
+            UserError: an unknown kind of glyphs, shape, colour, count or relation.
         """
-        return cls(data)
+        glyphs = data.get("glyphs", "shapes")
+        if glyphs == "openmoji":
+            from components.scenes.emoji import EmojiWorld
+
+            return EmojiWorld(data)
+        if glyphs != "shapes":
+            raise UserError(f"data.glyphs is {glyphs!r}: set it to shapes or openmoji in params/.")
+        return World(data)
+
+    def _known_shapes(self) -> list[str]:
+        return list(DISTANCE)
+
+    def _hold_out(self) -> HeldOut:
+        return HeldOut.choose(
+            self.shapes, list(self.colors), self.counts, self.relations, self.data["held_out"]
+        )
+
+    @property
+    def official(self) -> list[Metadata]:
+        """GenEval's official prompts, where the world has its objects; else none."""
+        return []
 
     def _check(self) -> None:
         place = "in params/data (data.{})"
         for what, given, known in (
-            ("shapes", self.shapes, list(DISTANCE)),
+            ("shapes", self.shapes, self._known_shapes()),
             ("colors", list(self.colors), list(tasks.OFFICIAL_COLORS)),
             ("counts", self.counts, list(tasks.NUMBER_WORDS)),
             ("relations", self.relations, list(tasks.RELATIONS)),
@@ -186,8 +141,7 @@ class World:
             if attempt % 50 == 0:
                 # One colour for all of a clause: three circles are three alike.
                 colors = [
-                    c.get("color") or self._zipf(rng, list(self.colors))[0]
-                    for c in metadata["include"]
+                    c.get("color") or self._free_color(rng, c["class"]) for c in metadata["include"]
                 ]
             # A crowded scene that does not fit is tried again a little smaller.
             objects = self._place(metadata, colors, rng, aspect, 0.98 ** (attempt // 50))
@@ -219,11 +173,12 @@ class World:
             group: list[SceneObject] = []
             for _ in range(clause["count"]):
                 size = self._snap((low + (high - low) * rng.random()) * shrink, "size_lattice")
-                w, h = (margin + side * size / 2 for side in BOX[clause["class"]])
+                still = self._thing(rng, clause["class"], color, size)
+                w, h = (margin + half for half in still.box()[2:])
                 for at_x, at_y in rng.random((PLACES, 2)):
                     x = self._snap(w + (span_x - 2 * w) * at_x, "lattice")
                     y = self._snap(h + (span_y - 2 * h) * at_y, "lattice")
-                    thing = SceneObject(clause["class"], color, self.colors[color], x, y, size)
+                    thing = still.at(x, y)
                     inside = w <= x <= span_x - w and h <= y <= span_y - h
                     if inside and not any(_too_near(thing.box(), o.box(), gap) for o in placed):
                         break
@@ -237,6 +192,20 @@ class World:
                     return None
             groups.append(group)
         return tuple(placed)
+
+    def _free_color(self, rng: np.random.Generator, shape: str) -> str:
+        """A colour for what a prompt gives none to."""
+        return self._zipf(rng, list(self.colors))[0]
+
+    def _thing(self, rng: np.random.Generator, shape: str, color: str, size: float) -> SceneObject:
+        """One object around the origin."""
+        return SceneObject(shape, color, self.colors[color], 0.0, 0.0, size)
+
+    def draw(self, scene: Scene, width: int, height: int, rng: np.random.Generator) -> NDArray:
+        """See `components.scenes.draw.draw_scene`."""
+        from components.scenes.draw import draw_scene
+
+        return draw_scene(scene, width, height, rng)
 
     def _snap(self, length: float, lattice: str) -> float:
         """A length to the nearest multiple of 1/lattice of the shorter side; 0 leaves it."""
@@ -281,6 +250,10 @@ class World:
             raise UserError(f"No split '{split}': choose seen or held_out.")
         wanted = split == "held_out"
         return [m for m in self.all_prompts(task) if self.is_held_out(m) == wanted]
+
+    def benchmark_prompts(self, split: str, task: str) -> list[Metadata]:
+        """The prompts of `prompts` that a model is scored on."""
+        return self.prompts(split, task)
 
     def training_prompts(self) -> list[Metadata]:
         """Every prompt that training, references and preference pairs may use."""
