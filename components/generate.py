@@ -98,6 +98,8 @@ def generate(
     from components.model import DJEPAPipeline
 
     pipeline = DJEPAPipeline.from_pretrained(folder)
+    if torch.cuda.is_available():
+        pipeline.to("cuda", torch.bfloat16)
     if lora is not None:
         pipeline.load_lora_weights(lora)
     pictures = pipeline(

@@ -18,7 +18,7 @@ from components.tokens.tokenizer import ImageTokenizer
 
 NONE = "none"
 # What decides which combinations exist and which are held out. How often each occurs may differ.
-COMBINATIONS = ("source", "shapes", "colors", "counts", "relations", "held_out")
+COMBINATIONS = ("source", "glyphs", "shapes", "colors", "counts", "relations", "held_out")
 WAY = "or `djepa compose init=none` to begin with fresh weights"
 
 

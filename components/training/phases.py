@@ -18,6 +18,7 @@ from components.model.network import Network
 from components.model.sampler import SamplerConfig
 from components.plan import check_memory
 from components.progress import Progress
+from components.scenes.atlas import catalogue
 from components.starter.begin import packed
 from components.tokens.encoded import EncodedSet
 from components.tracking import Tracker
@@ -210,6 +211,8 @@ class Phase:
             "steps": self.training.step,
             "seed": self.params["seed"],
         }
+        if self.params["data"].get("glyphs") == "openmoji":
+            facts["its pictures show"] = catalogue()["attribution"]
         pipeline(averaged, self.encoded, SamplerConfig.from_params(self.params)).save_pretrained(
             model_out, facts
         )
