@@ -161,7 +161,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "training.schedule.shape": ("linear", "cosine"),
     "data.encode": ("cached", "online"),
     "curation.captions.write": ("never", "missing", "all"),
-    "evaluation.sampler.solver": ("euler", "midpoint", "heun", "adams"),
+    "evaluation.sampler.solver": ("euler", "midpoint", "adams"),
     "evaluation.sampler.order": ("random", "spread"),
     "dpo.pairs.source": ("judge", "raters", "quality", "pickapic"),
     "dpo.adapter": ("none", "lora"),

@@ -195,8 +195,7 @@ class DJEPAPipeline(LoraMixin):
             autoregressive_steps: T, steps that each draw more of the tokens; at most one a token.
             time_shift: of the solver's times; above 1 more of them lie near the noise.
             temperature: standard deviation of the initial noise.
-            solver: "euler", or of second order "midpoint", "heun" (both ask twice a step) or
-                "adams".
+            solver: "euler", or of second order "midpoint" (asks twice a step) or "adams".
             annealing: share of num_inference_steps that is left in the last autoregressive step;
                 between, they fall in a line.
             guided_share: of the autoregressive steps; only so many, the first, are guided.

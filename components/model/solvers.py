@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 # Error of what is drawn, in steps of length h: euler h, the others h².
-SOLVERS = ("euler", "midpoint", "heun", "adams")
-TWICE = ("midpoint", "heun")  # those that ask for v twice a step
+SOLVERS = ("euler", "midpoint", "adams")
 
 # The number of an evaluation, 0, 1, …, and x there; gives v.
 Velocity = Callable[[int, Tensor], Tensor]
@@ -38,15 +37,15 @@ class Course:
     def of(cls, solver: str, evaluations: int, shift: float) -> "Course":
         """That of a solver with so many evaluations of v, its steps shifted towards the noise.
 
-        Where it asks twice a step and the number is odd, the last step asks once: an Euler step,
-        with which EDM's Heun ends too (Karras et al. 2022, algorithm 1).
+        The midpoint method asks twice a step; of an odd number the last step asks once, an Euler
+        step.
         """
-        if solver not in TWICE:
+        if solver != "midpoint":
             ends = shifted_times(evaluations, shift)
             return cls(solver, ends, ends[:-1])
         ends = shifted_times((evaluations + 1) // 2, shift)
-        second = ends[1:] if solver == "heun" else (ends[:-1] + ends[1:]) / 2
-        return cls(solver, ends, torch.stack([ends[:-1], second], 1).flatten()[:evaluations])
+        middle = (ends[:-1] + ends[1:]) / 2
+        return cls(solver, ends, torch.stack([ends[:-1], middle], 1).flatten()[:evaluations])
 
     @property
     def steps(self) -> int:
@@ -70,11 +69,8 @@ def solve(
     for step, length in enumerate(course.ends.diff()):
         v = velocity(asked, x)
         asked, slope = asked + 1, v
-        if course.solver in TWICE and asked < len(course.asked):
-            if course.solver == "midpoint":
-                slope = velocity(asked, x + length / 2 * v)
-            else:
-                slope = (v + velocity(asked, x + length * v)) / 2
+        if course.solver == "midpoint" and asked < len(course.asked):
+            slope = velocity(asked, x + length / 2 * v)
             asked += 1
         elif course.solver == "adams":
             if before is not None:
