@@ -29,8 +29,8 @@ from components.model.sampler import (
     chance,
     cosine_step,
     sample_tokens,
-    shifted_times,
 )
+from components.model.solvers import shifted_times
 from components.tokens.text import MiniLMEncoder, TextEncoder
 
 SIDE = 16  # tokens

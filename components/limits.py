@@ -38,6 +38,7 @@ COUNT = Limit("a whole number from 1 on", 1, whole=True)
 NATURAL = Limit("a whole number from 0 on", 0, whole=True)
 SHARE = Limit("a number from 0 to 1", 0, 1)
 POSITIVE = Limit("a number above 0", 0, above=True)
+PART = Limit("a number above 0, at most 1", 0, 1, above=True)
 
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # a file's name without its ending
 TAKEN = ("phase1", "dpo", "none")  # names of models and critics that are no round's
@@ -137,6 +138,8 @@ LIMITS: dict[str, Limit] = {
     "evaluation.sampler.*steps": COUNT,
     "evaluation.sampler.temperature": Limit("a number from 0 on", 0),
     "evaluation.sampler.time_shift": POSITIVE,
+    "evaluation.sampler.annealing": PART,
+    "evaluation.sampler.guided_share": PART,
     "evaluation.other_prompts": NATURAL,
     "evaluation.bootstrap": COUNT,
     "evaluation.grid.*": COUNT,
@@ -164,6 +167,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "data.encode": ("cached", "online"),
     "data.glyphs": ("shapes", "openmoji"),
     "curation.captions.write": ("never", "missing", "all"),
+    "evaluation.sampler.solver": ("euler", "midpoint", "adams"),
+    "evaluation.sampler.order": ("random", "spread"),
     "dpo.pairs.source": ("judge", "raters", "quality", "pickapic"),
     "dpo.adapter": ("none", "lora"),
     "model.network.kind": ("djepa", "flow_dit"),

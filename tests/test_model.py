@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from components.model.djepa import DJEPA, DJEPAConfig, target_features
 from components.model.network import gather
-from components.model.sampler import cosine_step, shifted_times
+from components.model.sampler import cosine_step
+from components.model.solvers import shifted_times
 from components.model.vope import (
     image_positions,
     image_rotations,

@@ -15,7 +15,8 @@ from components.model import DJEPAPipeline
 from components.model.dit import FlowDiT, FlowDiTConfig
 from components.model.djepa import DJEPA, DJEPAConfig
 from components.model.network import NetworkConfig
-from components.model.sampler import SamplerConfig, chance, shifted_times
+from components.model.sampler import SamplerConfig, chance
+from components.model.solvers import shifted_times
 from components.tokens.text import WordEncoder
 from components.tokens.tokenizer import PatchTokenizer
 

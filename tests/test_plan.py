@@ -111,7 +111,8 @@ def test_operations_are_those_that_a_counter_sees(kind):
     )
     # The counter adds what attention computes again in its backward pass.
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.03)
-    sampler = SamplerConfig(6, 5, 2.0, 1.0, 1.0, 32, 24)
+    fewer = {"solver": "midpoint", "annealing": 0.4, "guided_share": 0.5, "order": "spread"}
+    sampler = SamplerConfig(6, 5, 2.0, 1.0, 1.0, 32, 24, **fewer)
     states, mask = torch.randn(1, WORDS, TEXT_WIDTH), torch.ones(1, WORDS, dtype=torch.bool)
     with FlopCounterMode(display=False) as counter:
         order, noise = chance(math.prod(SIDE), CHANNELS, torch.Generator())

@@ -7,7 +7,7 @@ left out. Shapes: L text tokens, V visible and H hidden image tokens, K draws a 
 from components.model.dit import FlowDiT, FlowDiTConfig
 from components.model.djepa import DJEPA, DJEPAConfig
 from components.model.network import Network, NetworkConfig
-from components.model.sampler import SamplerConfig, cosine_step
+from components.model.sampler import SamplerConfig, cosine_step, guided_steps, head_evaluations
 
 
 def block(config: NetworkConfig, tokens: float) -> float:
@@ -45,7 +45,7 @@ def head_conditions(config: DJEPAConfig) -> float:
 
 
 def head_velocity(config: DJEPAConfig) -> float:
-    """What of the flow head is computed for each draw or Euler step of a token."""
+    """What of the flow head is computed for each draw or evaluation of a token."""
     width = config.head_width
     return 2 * (2 * config.channels * width + config.head_blocks * 2 * width**2)
 
@@ -83,26 +83,30 @@ def train_image(
 
 def drawn_picture(network: Network, text: float, tokens: int, sampler: SamplerConfig) -> float:
     """A picture drawn, the frozen encoders and the decoder left out."""
+    steps = min(sampler.autoregressive_steps, tokens)
+    total = _drawn(network, text, tokens, sampler, steps)
     # A dropped prompt is one token.
-    texts = [text] if sampler.guidance_scale == 1.0 else [text, 1.0]
-    return sum(_drawn(network, each, tokens, sampler) for each in texts)
+    guided = guided_steps(sampler, steps)
+    return total + (_drawn(network, 1.0, tokens, sampler, guided) if guided else 0.0)
 
 
-def _drawn(network: Network, text: float, tokens: int, sampler: SamplerConfig) -> float:
-    """One half of the guidance of a picture drawn."""
+def _drawn(network: Network, text: float, tokens: int, sampler: SamplerConfig, steps: int) -> float:
+    """The first `steps` autoregressive steps of one half of the guidance of a picture drawn."""
     config = network.config
     text += config.buffer_tokens
     total = text_input(config, text)
     if isinstance(network, FlowDiT):
-        steps = _whole(network.config, text, tokens) - total
-        return total + sampler.num_inference_steps * steps
+        each = _whole(network.config, text, tokens) - total
+        return total + sampler.num_inference_steps * each
     assert isinstance(network, DJEPA) and isinstance(config, DJEPAConfig)
+    counts = cosine_step(sampler.autoregressive_steps, tokens)
     visible = 0
-    for step in cosine_step(sampler.autoregressive_steps, tokens):
-        total += encoder(config, text, visible) + predictor(config, text, tokens, step)
-        visible += step
-    each = head_conditions(config) + sampler.num_inference_steps * head_velocity(config)
-    return total + tokens * each
+    evaluations = head_evaluations(sampler, len(counts))
+    for drawn, asked in zip(counts[:steps], evaluations, strict=False):
+        total += encoder(config, text, visible) + predictor(config, text, tokens, drawn)
+        total += drawn * (head_conditions(config) + asked * head_velocity(config))
+        visible += drawn
+    return total
 
 
 def _whole(config: NetworkConfig, text: float, tokens: float) -> float:

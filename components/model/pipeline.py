@@ -169,6 +169,10 @@ class DJEPAPipeline(LoraMixin):
         autoregressive_steps: int | None = None,
         time_shift: float | None = None,
         temperature: float | None = None,
+        solver: str | None = None,
+        annealing: float | None = None,
+        guided_share: float | None = None,
+        order: str | None = None,
         layout_offset: float | Sequence[float | None] | None = None,
     ) -> Any:
         """Draw pictures. Settings not given are those that the model was saved with.
@@ -180,7 +184,8 @@ class DJEPAPipeline(LoraMixin):
                 with a warning.
             height: pixels, a multiple of the tokeniser's patch; a list has one a prompt.
             width: as height.
-            num_inference_steps: Euler steps of the flow head, a token: the denoising steps.
+            num_inference_steps: evaluations of the flow head, a token: the denoising steps, where
+                the solver asks once a step.
             guidance_scale: s of v = v_u + s·(v_c − v_u); with 1 nothing unconditional is computed.
             num_images_per_prompt: pictures of each prompt, beside each other in the result.
             generator: one a picture; or a single one that gives the pictures their noise in turn.
@@ -194,11 +199,16 @@ class DJEPAPipeline(LoraMixin):
                 so far, 1 in the end; tensors has "latents", zero where nothing is drawn yet. What
                 it gives back for them replaces them. Pictures of different sizes or offsets are
                 drawn one size after the other, each with its own steps. The baseline transformer
-                draws all tokens at once: there a step is an Euler step, timestep its t.
+                draws all tokens at once: there a step is one of the solver, timestep its t.
             callback_on_step_end_tensor_inputs: names of the tensors it is given.
             autoregressive_steps: T, steps that each draw more of the tokens; at most one a token.
-            time_shift: of the Euler steps' times; above 1 more of them lie near the noise.
+            time_shift: of the solver's times; above 1 more of them lie near the noise.
             temperature: standard deviation of the initial noise.
+            solver: "euler", or of second order "midpoint" (asks twice a step) or "adams".
+            annealing: share of num_inference_steps that is left in the last autoregressive step;
+                between, they fall in a line.
+            guided_share: of the autoregressive steps; only so many, the first, are guided.
+            order: "random", or "spread": each token as far from those before it as any can be.
             layout_offset: VoPE's b in tokens, from 0 to |w − h|, moves the layout along the shorter
                 side (None: centred); a list has one a prompt.
 
@@ -211,6 +221,10 @@ class DJEPAPipeline(LoraMixin):
             "guidance_scale": guidance_scale,
             "temperature": temperature,
             "time_shift": time_shift,
+            "solver": solver,
+            "annealing": annealing,
+            "guided_share": guided_share,
+            "order": order,
         }
         sampler = replace(self.sampler, **{k: v for k, v in given.items() if v is not None})
         if output_type not in OUTPUT_TYPES:

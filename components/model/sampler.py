@@ -8,7 +8,7 @@ part of z. `benchmarks/sampling.py` measures what that saves.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -20,10 +20,13 @@ from components.model.djepa import DJEPA
 from components.model.flow_head import FlowHead
 from components.model.layout import Layout
 from components.model.network import Network
+from components.model.order import ORDERS, spread
+from components.model.solvers import SOLVERS, Course, solve
 
 # Step, how much is done (share of the tokens drawn; of the baseline: t), tokens (B, N, C) in
 # raster order; gives these tokens, or others to go on with.
 AfterStep = Callable[[int, float, Tensor], Tensor]
+Moment = tuple[Tensor, Tensor]  # a time as `FlowHead.moments` has it
 Half = tuple[Tensor, Layout]  # the text (B, L, D) and the places of one half of the guidance
 
 
@@ -31,17 +34,22 @@ Half = tuple[Tensor, Layout]  # the text (B, L, D) and the places of one half of
 class SamplerConfig:
     """How a model draws where a call does not say otherwise.
 
-    The paper: 64 autoregressive steps, 250 Euler steps, guidance 6, time shift 4.5. Raises
-    UserError for a number that cannot be.
+    The paper: 64 autoregressive steps, 250 Euler steps, guidance 6, time shift 4.5; what has a
+    default here is as the paper has it then. docs/sampling-speed.md says what each gives. Raises
+    UserError for a number or a name that cannot be.
     """
 
     autoregressive_steps: int  # T, in each of which more tokens are drawn
-    num_inference_steps: int  # Euler steps of the flow head, a token
+    num_inference_steps: int  # evaluations of the flow head, a token, in the first of these steps
     guidance_scale: float  # s of v = v_u + s·(v_c − v_u); 1 leaves guidance out
     temperature: float  # standard deviation of the initial noise
     time_shift: float  # s of t' = t / (t + s·(1 − t)); 1 leaves the times even
     width: int  # pixels
     height: int
+    solver: str = "euler"  # of the flow head, a name of SOLVERS
+    annealing: float = 1.0  # share of num_inference_steps in the last autoregressive step; linear
+    guided_share: float = 1.0  # of the autoregressive steps: the first ones are guided
+    order: str = "random"  # of the tokens, a name of ORDERS
 
     def __post_init__(self) -> None:
         for name in ("autoregressive_steps", "num_inference_steps", "width", "height"):
@@ -57,6 +65,15 @@ class SamplerConfig:
                 f"temperature is {self.temperature} and time_shift {self.time_shift}: give a "
                 "temperature from 0 on and a time_shift above 0."
             )
+        for name in ("annealing", "guided_share"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 < value <= 1:
+                raise UserError(f"{name} is {value!r}: give a share above 0, at most 1.")
+        for name, known in (("solver", SOLVERS), ("order", ORDERS)):
+            if getattr(self, name) not in known:
+                raise UserError(
+                    f"{name} is {getattr(self, name)!r}: give one of {', '.join(known)}."
+                )
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any]) -> "SamplerConfig":
@@ -85,12 +102,6 @@ def cosine_step(steps: int, tokens: int) -> list[int]:
     return counts
 
 
-def shifted_times(flow_steps: int, shift: float) -> Tensor:
-    """Times 0 … 1, (flow_steps + 1,), shifted towards the noise: t' = t / (t + s·(1 − t))."""
-    t = torch.linspace(0, 1, flow_steps + 1)
-    return t / (t + shift * (1 - t))
-
-
 def chance(tokens: int, channels: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
     """All that is random in a picture: its tokens' order (N,) and, in that order, noise (N, C).
 
@@ -104,8 +115,25 @@ def chance(tokens: int, channels: int, generator: torch.Generator | None) -> tup
 def step_count(model: Network, config: SamplerConfig, tokens: int) -> int:
     """Steps in which a picture of that many tokens is drawn: those of `AfterStep`."""
     if isinstance(model, FlowDiT):
-        return config.num_inference_steps
+        return _course(config, config.num_inference_steps).steps
     return min(config.autoregressive_steps, tokens)
+
+
+def head_evaluations(config: SamplerConfig, steps: int) -> list[int]:
+    """Evaluations of the flow head, a token, in each of so many autoregressive steps."""
+    first, last = config.num_inference_steps, config.num_inference_steps * config.annealing
+    return [
+        max(round(first + (last - first) * step / max(steps - 1, 1)), 1) for step in range(steps)
+    ]
+
+
+def guided_steps(config: SamplerConfig, steps: int) -> int:
+    """How many of so many autoregressive steps are guided, the first ones."""
+    return 0 if config.guidance_scale == 1.0 else math.ceil(config.guided_share * steps)
+
+
+def _course(config: SamplerConfig, evaluations: int) -> Course:
+    return Course.of(config.solver, evaluations, config.time_shift)
 
 
 @torch.no_grad()
@@ -125,6 +153,8 @@ def sample_tokens(
     size (W, H) in tokens; order (B, N) and noise (B, N, C) as `chance` gives them for each
     picture, which depends on nothing else of its batch; shift: VoPE's b, None = centred.
     """
+    if config.order == "spread":
+        order = spread(order, size)
 
     def half(states: Tensor, mask: Tensor, drop: Tensor | None) -> Half:
         prompt = model.prompt(states, mask, drop)
@@ -136,7 +166,6 @@ def sample_tokens(
         # A dropped prompt is one token, however long it was.
         drop = torch.ones(mask.shape[0], dtype=torch.bool, device=mask.device)
         halves.append(half(states[:, :1], mask[:, :1], drop))
-    times = shifted_times(config.num_inference_steps, config.time_shift).to(noise.device)
     noise = noise * config.temperature
     scale = config.guidance_scale
 
@@ -148,42 +177,50 @@ def sample_tokens(
         return raster.gather(1, order[..., None].expand_as(raster))
 
     if isinstance(model, FlowDiT):  # the baseline has no order: it moves all tokens at once
-        tokens = noise
-        for step, (start, end) in enumerate(pairwise(times)):
-            t = start.expand(len(noise))
-            v = torch.cat([model.velocity(tokens, t, *each) for each in halves])
-            tokens = heard(step, end, tokens + (end - start) * _guided(v, scale, len(noise)))
-        return _raster(tokens, order)
+        baseline, course = model, _course(config, config.num_inference_steps).to(noise.device)
+
+        def velocity(asked: int, tokens: Tensor) -> Tensor:
+            t = course.asked[asked].expand(len(noise))
+            v = torch.cat([baseline.velocity(tokens, t, *each) for each in halves])
+            return _guided(v, scale, len(noise))
+
+        return _raster(solve(course, velocity, noise, heard), order)
     model = cast(DJEPA, model)
-    moments = model.head.moments(times[:-1].view(-1, 1, 1, 1))
+    head = model.head
+
+    @cache
+    def course_of(evaluations: int) -> tuple[Course, list[Moment]]:
+        course = _course(config, evaluations).to(noise.device)
+        moments = head.moments(course.asked.view(-1, 1, 1, 1))
+        return course, list(zip(*moments, strict=True))
+
+    counts = cosine_step(config.autoregressive_steps, noise.shape[1])
+    guided, evaluations = guided_steps(config, len(counts)), head_evaluations(config, len(counts))
     tokens, visible = torch.zeros_like(noise), 0
-    for step, drawn in enumerate(cosine_step(config.autoregressive_steps, noise.shape[1])):
+    for step, drawn in enumerate(counts):
         seen, now = tokens[:, :visible], slice(visible, visible + drawn)
-        z = torch.cat([model.predict(text, seen, layout, drawn) for text, layout in halves])
-        tokens[:, now] = _denoise(model.head, z, noise[:, now], times, moments, scale)
+        asked = halves if step < guided else halves[:1]
+        z = torch.cat([model.predict(text, seen, layout, drawn) for text, layout in asked])
+        tokens[:, now] = _denoise(head, z, noise[:, now], *course_of(evaluations[step]), scale)
         visible += drawn
         tokens = heard(step, visible / noise.shape[1], tokens)
     return _raster(tokens, order)
 
 
 def _denoise(
-    head: FlowHead,
-    z: Tensor,
-    x: Tensor,
-    times: Tensor,
-    moments: tuple[Tensor, Tensor],
-    scale: float,
+    head: FlowHead, z: Tensor, x: Tensor, course: Course, moments: list[Moment], scale: float
 ) -> Tensor:
-    """Euler steps from noise x (B, n, C) to data under z (B, n, D), or (2B, n, D) if guided.
+    """From noise x (B, n, C) to data under z (B, n, D), or (2B, n, D) if guided.
 
-    moments: of all times but the last (S, 1, 1, 1, …).
+    moments: of the times that the course asks for v at.
     """
     conditions, guided = head.conditions(z), len(z) > len(x)
-    x = x[:, :, None]  # one draw a token
-    for step, moment in zip(times.diff(), zip(*moments, strict=True), strict=True):
-        v = head.velocity(torch.cat([x, x]) if guided else x, moment, conditions)
-        x = x + step * _guided(v, scale, len(x))
-    return x[:, :, 0]
+
+    def velocity(asked: int, x: Tensor) -> Tensor:
+        v = head.velocity(torch.cat([x, x]) if guided else x, moments[asked], conditions)
+        return _guided(v, scale, len(x))
+
+    return solve(course, velocity, x[:, :, None])[:, :, 0]  # one draw a token
 
 
 def _guided(v: Tensor, scale: float, batch: int) -> Tensor:
