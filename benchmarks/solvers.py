@@ -14,6 +14,7 @@ evaluation more, for the Euler step at its end (Karras et al. 2022), without whi
 import argparse
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -32,13 +33,14 @@ from components.scenes.world import World
 EVALUATIONS = (4, 6, 8, 12, 16, 24)
 SHARES = (0.0, 0.125, 0.375, 0.75)
 MANY, NEXT = 400, 16  # evaluations of the reference, tokens that are drawn
-Field = Callable[[Tensor, Tensor], Tensor]  # x and a time to v
+Field = Callable[[Tensor, float], Tensor]  # x and a time to v
 
 
 def by_heun(field: Field, x: Tensor, evaluations: int, shift: float) -> Tensor:
     """Heun's method with an odd number of evaluations: the last step is Euler's."""
-    ends, asked = shifted_times((evaluations + 1) // 2, shift), 0
-    for time, length in zip(ends, ends.diff(), strict=False):
+    ends, asked = shifted_times((evaluations + 1) // 2, shift).tolist(), 0
+    for time, end in pairwise(ends):
+        length = end - time
         slope = field(x, time)
         asked += 1
         if asked < evaluations:
@@ -87,8 +89,9 @@ def main() -> None:
                 for dropped in (None, drop)
             ]
 
-            def field(x: Tensor, time: Tensor, z: list[Tensor] = z) -> Tensor:
-                told, untold = (model.head(x, time.view(1, 1, 1), each) for each in z)
+            def field(x: Tensor, time: float, z: list[Tensor] = z) -> Tensor:
+                at = x.new_full((1, 1, 1), time)
+                told, untold = (model.head(x, at, each) for each in z)
                 return untold + scale * (told - untold)
 
             start = noise[:, now, None]

@@ -31,7 +31,7 @@ def error(solver: str, evaluations: int, rate: float, shift: float) -> float:
 
     def velocity(asked: int, x: torch.Tensor) -> torch.Tensor:
         times.append(asked)
-        return rate * x + course.asked[asked].double()
+        return rate * x + course.asked[asked]
 
     x = float(solve(course, velocity, torch.ones((), dtype=torch.float64)))
     assert times == list(range(evaluations))  # as many as were given, in turn

@@ -28,6 +28,7 @@ from components.model.djepa import DJEPA
 from components.model.graphed import Graphed
 from components.model.precision import as_stored, halved
 from components.model.sampler import SamplerConfig, chance, cosine_step, sample_tokens
+from components.model.solvers import Course
 from components.plan import tokens_of, widths
 
 WORDS, PATCH = 77, 16
@@ -122,8 +123,9 @@ def draw_partly(model: DJEPA, given: tuple[Any, ...], config: SamplerConfig) -> 
         drop = None if dropped is None else dropped.to(noise.device)
         prompt = model.prompt(states[:, :length], mask[:, :length], drop)
         halves.append((model.encoder.text_in(prompt), model.layout(prompt, order, size)))
-    times = sampler.shifted_times(config.num_inference_steps, config.time_shift).to(noise.device)
-    moments = model.head.moments(times[:-1].view(-1, 1, 1, 1))
+    course = Course.of(config.solver, config.num_inference_steps, config.time_shift)
+    times = noise.new_tensor(course.asked).view(-1, 1, 1, 1)
+    moments = list(zip(*model.head.moments(times), strict=True))
     visible, seconds = 0, []
 
     def step(visible: int, drawn: int) -> None:
@@ -131,7 +133,7 @@ def draw_partly(model: DJEPA, given: tuple[Any, ...], config: SamplerConfig) -> 
             [model.predict(text, noise[:, :visible], layout, drawn) for text, layout in halves]
         )
         now = noise[:, visible : visible + drawn]
-        sampler._denoise(model.head, z, now, times, moments, config.guidance_scale)
+        sampler._denoise(model.head, z, now, course, moments, config.guidance_scale)
 
     for count in some_steps(config.autoregressive_steps, noise.shape[1]):
         if count > 0:

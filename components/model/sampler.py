@@ -169,18 +169,18 @@ def sample_tokens(
     noise = noise * config.temperature
     scale = config.guidance_scale
 
-    def heard(step: int, share: float | Tensor, tokens: Tensor) -> Tensor:
+    def heard(step: int, share: float, tokens: Tensor) -> Tensor:
         """What `after_step` makes of tokens in the order's order, in that order."""
         if after_step is None:
             return tokens
-        raster = after_step(step, float(share), _raster(tokens, order))
+        raster = after_step(step, share, _raster(tokens, order))
         return raster.gather(1, order[..., None].expand_as(raster))
 
     if isinstance(model, FlowDiT):  # the baseline has no order: it moves all tokens at once
-        baseline, course = model, _course(config, config.num_inference_steps).to(noise.device)
+        baseline, course = model, _course(config, config.num_inference_steps)
 
         def velocity(asked: int, tokens: Tensor) -> Tensor:
-            t = course.asked[asked].expand(len(noise))
+            t = noise.new_full((len(noise),), course.asked[asked])
             v = torch.cat([baseline.velocity(tokens, t, *each) for each in halves])
             return _guided(v, scale, len(noise))
 
@@ -190,8 +190,8 @@ def sample_tokens(
 
     @cache
     def course_of(evaluations: int) -> tuple[Course, list[Moment]]:
-        course = _course(config, evaluations).to(noise.device)
-        moments = head.moments(course.asked.view(-1, 1, 1, 1))
+        course = _course(config, evaluations)
+        moments = head.moments(noise.new_tensor(course.asked).view(-1, 1, 1, 1))
         return course, list(zip(*moments, strict=True))
 
     counts = cosine_step(config.autoregressive_steps, noise.shape[1])

@@ -16,7 +16,7 @@ SOLVERS = ("euler", "midpoint", "adams")
 # The number of an evaluation, 0, 1, …, and x there; gives v.
 Velocity = Callable[[int, Tensor], Tensor]
 # The number of a step, the time at its end, x there; gives x to go on with.
-AfterSolverStep = Callable[[int, Tensor, Tensor], Tensor]
+AfterSolverStep = Callable[[int, float, Tensor], Tensor]
 
 
 def shifted_times(steps: int, shift: float) -> Tensor:
@@ -27,11 +27,14 @@ def shifted_times(steps: int, shift: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Course:
-    """The way of a solver: `ends` (steps + 1,) of its steps, times `asked` (evaluations,) of v."""
+    """The way of a solver: the ends of its steps, the first 0, and the times it asks for v at.
+
+    Plain numbers, so that two alike are equal and nothing of them waits for a GPU.
+    """
 
     solver: str
-    ends: Tensor
-    asked: Tensor
+    ends: tuple[float, ...]
+    asked: tuple[float, ...]
 
     @classmethod
     def of(cls, solver: str, evaluations: int, shift: float) -> "Course":
@@ -42,19 +45,20 @@ class Course:
         """
         if solver != "midpoint":
             ends = shifted_times(evaluations, shift)
-            return cls(solver, ends, ends[:-1])
+            return cls(solver, tuple(ends.tolist()), tuple(ends[:-1].tolist()))
         ends = shifted_times((evaluations + 1) // 2, shift)
         middle = (ends[:-1] + ends[1:]) / 2
-        return cls(solver, ends, torch.stack([ends[:-1], middle], 1).flatten()[:evaluations])
+        asked = torch.stack([ends[:-1], middle], 1).flatten()[:evaluations]
+        return cls(solver, tuple(ends.tolist()), tuple(asked.tolist()))
 
     @property
     def steps(self) -> int:
         """How many steps it takes."""
         return len(self.ends) - 1
 
-    def to(self, device: torch.device) -> "Course":
-        """The same on a device."""
-        return Course(self.solver, self.ends.to(device), self.asked.to(device))
+    def lengths(self) -> list[float]:
+        """Of its steps, in the precision that x has."""
+        return torch.tensor(self.ends).diff().tolist()
 
 
 def solve(
@@ -66,7 +70,7 @@ def solve(
     for steps of any length; it has nothing before the first, an Euler step.
     """
     asked, before = 0, None
-    for step, length in enumerate(course.ends.diff()):
+    for step, length in enumerate(course.lengths()):
         v = velocity(asked, x)
         asked, slope = asked + 1, v
         if course.solver == "midpoint" and asked < len(course.asked):
