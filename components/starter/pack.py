@@ -144,8 +144,9 @@ def _scores_section(scores: Mapping[str, Any]) -> str:
             "\n## Scores\n",
             "GenEval's tasks and rules on the project's own drawn world, judged by its own "
             "detector: not GenEval itself. Held-out: combinations that no training picture shows. "
-            "Chance: the same pictures under other prompts of the same task. ±: standard error, "
-            f"clustered by prompt; one seed. {scores['n']} held-out pictures. Gain over chance "
+            "single_object has no combination to hold out, so that its seen prompts stand in both "
+            "columns. Chance: the same pictures under other prompts of the same task. ±: standard "
+            f"error, clustered by prompt; one seed. {scores['n']} held-out pictures. Gain over chance "
             f"{gain['mean']:.3f} [{gain['low']:.3f}, {gain['high']:.3f}].\n",
             *lines,
             overall,
