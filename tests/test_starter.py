@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 from components.compose import composed
 from components.errors import UserError
-from components.generate import about_starter, last_model
+from components.generate import about_starter, generate, last_model
 from components.model import DJEPAPipeline
 from components.scenes.tasks import TASKS
 from components.scenes.world import World
@@ -169,12 +170,21 @@ def test_without_a_model_of_ones_own_the_starter_draws(tmp_path, monkeypatch):
     assert "never learnt giraffe" in about_starter("a photo of a giraffe")
 
 
+def test_a_drawn_picture_can_be_made_larger_to_look_at(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (path,) = generate("a photo of a red circle", None, None, 1, 0, tmp_path / "a.png", enlarge=4)
+    picture = Image.open(path)
+    assert picture.size == (128, 128)
+    small = picture.resize((32, 32), Image.Resampling.NEAREST)
+    assert small.resize((128, 128), Image.Resampling.NEAREST).tobytes() == picture.tobytes()
+
+
 def test_the_starter_in_the_tree_is_what_its_card_says():
     assert (FOLDER / WEIGHTS).stat().st_size <= 16 * 2**20
     small = load_file(FOLDER / WEIGHTS)
     assert {t.dtype for t in small.values()} == {torch.bfloat16}
     record = json.loads((FOLDER / "world.json").read_text())
-    now = copy.deepcopy(composed(["scale=starter"])["data"])
+    now = json.loads(json.dumps(composed(["scale=starter"])["data"]))  # keys are words in JSON
     now.pop("encode")
     assert record["data"] == now
     init = composed(["scale=starter", "init=starter"])["init"]

@@ -146,8 +146,8 @@ def _scores_section(scores: Mapping[str, Any]) -> str:
             "detector: not GenEval itself. Held-out: combinations that no training picture shows. "
             "single_object has no combination to hold out, so that its seen prompts stand in both "
             "columns. Chance: the same pictures under other prompts of the same task. ±: standard "
-            f"error, clustered by prompt; one seed. {scores['n']} held-out pictures. Gain over chance "
-            f"{gain['mean']:.3f} [{gain['low']:.3f}, {gain['high']:.3f}].\n",
+            f"error, clustered by prompt; one seed. {scores['n']} held-out pictures. Gain over "
+            f"chance {gain['mean']:.3f} [{gain['low']:.3f}, {gain['high']:.3f}].\n",
             *lines,
             overall,
             "",
