@@ -41,7 +41,7 @@ POSITIVE = Limit("a number above 0", 0, above=True)
 PART = Limit("a number above 0, at most 1", 0, 1, above=True)
 
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # a file's name without its ending
-TAKEN = ("phase1", "dpo", "none")  # names of models and critics that are no round's
+TAKEN = ("phase1", "dpo", "beside", "none")  # parts of stages' names and of choices
 
 # Names as in params.yaml, `*` for any part of one.
 LIMITS: dict[str, Limit] = {
@@ -230,7 +230,7 @@ def check(params: Mapping[str, Any]) -> None:
 
 
 def _check_beside(params: Mapping[str, Any]) -> None:
-    trained = {"phase1", "dpo", *params["feedback"]["rounds"]}
+    trained = {*TAKEN, *params["feedback"]["rounds"]}
     for name, line in params["evaluation"]["beside"].items():
         place = f"evaluation.beside.{name}"
         if not PLAIN.fullmatch(str(name)) or name in trained:
@@ -251,7 +251,7 @@ def _check_rounds(params: Mapping[str, Any]) -> None:
         if not (isinstance(key, str) and PLAIN.fullmatch(key)) or key in TAKEN:
             raise UserError(
                 f"{place}: {key!r} is no name of a round: name it in params/ with letters, digits, "
-                f"- and _, and neither phase1, dpo nor none, by habit r{len(models) - 1}."
+                f"- and _, and none of {', '.join(TAKEN)}, by habit r{len(models) - 1}."
             )
         if not isinstance(line, Mapping) or not {"model", "critic", "labels"} <= set(line):
             raise UserError(f"{place} is {line!r}: give it model, critic and labels in params/.")

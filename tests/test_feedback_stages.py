@@ -52,6 +52,7 @@ def params():
             "workers": 1,
         },
         "curation": {"limits": {"picture_bytes": 10**7, "text_bytes": 10**5, "pixels": 10**7}},
+        "init": {"model": "none"},
         "model": {
             "tokenizer": {"kind": "patches", "patch": 4, "channels": 8},
             "text": {"kind": "words", "length": 16, "width": 32},

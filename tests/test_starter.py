@@ -191,3 +191,16 @@ def test_the_starter_in_the_tree_is_what_its_card_says():
     assert init["weights"] == weights_hash(FOLDER)
     scores = json.loads((FOLDER / "card/scores.json").read_text())["geneval"]
     assert f"{scores['overall']:.3f} ± {scores['stderr']:.3f}" in (FOLDER / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("training.phase1.images=0", "init=starter"),
+        ("+evaluation.beside.dpo={model: models/mine}", "trained here"),
+        ("+evaluation.beside.mine={folder: models/mine}", "`model`"),
+    ],
+)
+def test_what_cannot_be_begun_from_or_scored_beside_is_refused(override, words):
+    with pytest.raises(UserError, match=words):
+        composed([override])
