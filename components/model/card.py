@@ -62,7 +62,8 @@ def model_card(parts: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         "an image token": f"{tokenizer.patch}x{tokenizer.patch} px in {tokenizer.channels} numbers",
         "text encoder": f"{type(text).__name__}, at most {text.length} tokens, frozen",
         "draws by itself": f"{sampler.width}x{sampler.height} px, {sampler.autoregressive_steps} "
-        f"steps of {sampler.num_inference_steps} Euler steps, guidance {sampler.guidance_scale:g}",
+        f"steps of {sampler.num_inference_steps} evaluations of the flow head ({sampler.solver}), "
+        f"guidance {sampler.guidance_scale:g}",
         "licence": "Apache-2.0",
     }
     said = _table(facts) if facts else "Nothing was stated by whoever saved it."
