@@ -16,6 +16,7 @@ import yaml
 from components.errors import UserError
 from components.files import atomic_file, atomic_folder, read_json, read_yaml, write_json
 from components.model import DJEPAPipeline
+from components.model.sampler import SamplerConfig
 from components.scenes.tasks import TASKS
 from components.starter import FOLDER, WORLD
 from components.starter.begin import weights_hash
@@ -59,6 +60,7 @@ def pack(
             )
     pipeline = DJEPAPipeline.from_pretrained(model)
     metrics = read_json(trained)
+    pipeline.sampler = SamplerConfig.from_params(params)
     pipeline.transformer.to(torch.bfloat16)
     size = sum(p.numel() * p.element_size() for p in pipeline.transformer.state_dict().values())
     if size > MOST:
