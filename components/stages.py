@@ -160,16 +160,9 @@ def _evaluate(call: Call) -> Path:
     from components.evaluation.evaluate import evaluate
 
     metrics = METRICS / "evaluate" / f"{call.key}.json"
-    model, samples = MODELS / call.key, SAMPLES / call.key
-    evaluate(model, samples, metrics, call.params, call.tracker, resume=call.resume)
-    return metrics
-
-
-def _evaluate_beside(call: Call) -> Path:
-    from components.evaluation.evaluate import evaluate
-
-    metrics = METRICS / "evaluate" / f"{call.key}.json"
-    model = Path(call.params["evaluation"]["beside"][call.key]["model"])
+    # No model that is trained here has the name of one that is scored beside (limits.py).
+    beside = call.params["evaluation"]["beside"]
+    model = Path(beside[call.key]["model"]) if call.key in beside else MODELS / call.key
     evaluate(model, SAMPLES / call.key, metrics, call.params, call.tracker, resume=call.resume)
     return metrics
 
@@ -202,7 +195,7 @@ STAGES: dict[str, Callable[[Call], Path]] = {
     "phase2": _phase2,
     "dpo": _dpo,
     "evaluate": _evaluate,
-    "evaluate-beside": _evaluate_beside,
+    "evaluate-beside": _evaluate,
     "compare": _compare,
     "compare-beside": _compare,
     "report": _report,
@@ -257,10 +250,10 @@ def _inputs(stage: str, params: Mapping[str, Any]) -> dict[str, str]:
 def each(stage: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
     """The mapping for each key of which there is such a stage; empty where there is but one."""
     named = definition(stage).get("foreach")
-    return _filled(named, params) if named else {}
+    return _with_names(named, params) if named else {}
 
 
-def _filled(text: str, values: Mapping[str, Any]) -> Any:
+def _with_names(text: str, values: Mapping[str, Any]) -> Any:
     """The value that `${a.b}` names, or a text with every such name filled in, as DVC does."""
 
     def value(name: str) -> Any:
@@ -290,7 +283,7 @@ def filled(stage: str, params: Mapping[str, Any], paths: list[str]) -> list[str]
     """Paths of a stage's definition with `${…}` replaced as DVC does."""
     key = stage.partition("@")[2]
     values = {"key": key, "item": each(stage, params).get(key, {}), **params}
-    return [str(_filled(path, values)) for path in paths]
+    return [str(_with_names(path, values)) for path in paths]
 
 
 def missing_labels(key: str, params: Mapping[str, Any]) -> Path | None:

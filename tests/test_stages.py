@@ -8,9 +8,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from components.compose import PARAMS, compose
+from components.compose import PARAMS, compose, composed
+from components.evaluation.report import models
 from components.files import read_yaml
-from components.stages import definition, dependencies, section, snapshots
+from components.stages import definition, dependencies, each, section, snapshots
 from tests.conftest import ROOT, Checkout
 
 
@@ -112,3 +113,14 @@ def test_a_round_without_its_labels_fails_with_the_commands_that_make_them(
     labels.unlink()
     answer = checkout.call(sys.executable, "-m", "components.cli", "stage", "critic@r1")
     assert answer.returncode == 2 and way in answer.stderr and "Traceback" not in answer.stderr
+
+
+def test_a_model_scored_beside_is_a_stage_of_its_own_and_the_last_row(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    params = composed(["scale=demo"])
+    assert list(each("evaluate-beside@starter", params)) == ["starter"]
+    assert "components/starter/model/transformer" in dependencies("evaluate-beside@starter", params)
+    assert "samples/starter" in dependencies("compare-beside@starter", params)
+    found = {f"evaluate/{name}": {} for name in ("aside", "dpo", "phase1", "r1")}
+    found |= {f"train/{name}": {} for name in ("dpo", "phase1", "r1")}
+    assert models(found) == ["phase1", "r1", "dpo", "aside"]
