@@ -8,7 +8,9 @@ from components.model.graphed import Graphed
 from components.model.precision import as_stored, halved
 
 CHANNELS, WIDTH, DEEP = 8, 32, 16
-on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+on_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="there is no GPU here, and CUDA graphs are what is tested"
+)
 
 
 def awake_head(device="cpu"):

@@ -192,7 +192,7 @@ def test_a_full_disk_while_dvc_takes_the_files_loses_no_training(
     mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(cache)]
     shutil.copytree(cache, tmp_path / "cache")
     if os.geteuid() or subprocess.run(mount).returncode:
-        pytest.skip("a small file system cannot be mounted here")
+        pytest.skip("only root may mount the small file system that this test fills")
     try:
         shutil.copytree(tmp_path / "cache", cache, dirs_exist_ok=True)
         with suppress(OSError), (cache / "full").open("wb", buffering=0) as full:
