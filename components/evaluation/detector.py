@@ -5,7 +5,8 @@ the background towards a colour of the world. Class: the shape whose own drawing
 blob's moments, agrees best with the blob; `none of them` competes.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+import operator
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, Protocol
@@ -16,12 +17,13 @@ from PIL import Image
 from scipy import ndimage
 
 from components.errors import UserError
-from components.scenes.draw import draw_scene
 from components.scenes.shapes import BOX, coverage
+from components.scenes.tasks import Metadata
 from components.scenes.world import Box, World
 
 Array = NDArray[np.float64]
 Detections = dict[str, list[list[Any]]]
+Named = Sequence[tuple[str, str]]  # class and colour of each thing, sorted
 
 
 class Detector(Protocol):
@@ -221,11 +223,21 @@ def _background(pixels: Array) -> Array:
     return plane.reshape(pixels.shape)
 
 
-def self_test(world: World, detector: Detector, width: int, height: int) -> None:
+def self_test(
+    world: World,
+    detector: Detector,
+    width: int,
+    height: int,
+    prompts: Sequence[Metadata] | None = None,
+    agree: Callable[[Named, Named], bool] = operator.eq,
+) -> None:
     """Detect known scenes at the size that is to be scored; refuse when answers are wrong.
 
-    Every shape in every colour, and every count of the world, drawn by the renderer; a blank
-    picture must give nothing.
+    Scenes of the prompts, drawn by the world; a blank picture must give nothing.
+
+    Args:
+        prompts: None: every shape in every colour, and every count of the world.
+        agree: whether what was drawn and what was seen, both sorted, are the same.
 
     Raises:
         UserError: below 95 % right, with an example.
@@ -233,14 +245,15 @@ def self_test(world: World, detector: Detector, width: int, height: int) -> None
     from components.evaluation.geneval import found
 
     rng = np.random.default_rng(0)
-    prompts = [m for task in ("colors", "counting") for m in world.all_prompts(task)]
+    if prompts is None:
+        prompts = [m for task in ("colors", "counting") for m in world.all_prompts(task)]
     wrong = []
     for metadata in prompts:
         scene = world.scene_for(metadata, rng, aspect=width / height)
-        picture = Image.fromarray(draw_scene(scene, width, height, rng))
+        picture = Image.fromarray(world.draw(scene, width, height, rng))
         objects = found(metadata, detector.detect(picture))
         seen = sorted((name, item[5]) for name, items in objects.items() for item in items)
-        if seen != sorted((o.shape, o.color) for o in scene.objects):
+        if not agree(sorted((o.shape, o.color) for o in scene.objects), seen):
             wrong.append(f"'{scene.caption}' was seen as {seen}")
     blank = detector.detect(Image.new("RGB", (width, height), (128, 128, 128)))
     if blank:

@@ -7,7 +7,7 @@ with the thing; `none of them` competes. Colour: that of the same template; of o
 of GenEval's ten that they look like, or "". Nothing is trained.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -16,9 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from components.errors import UserError
-from components.evaluation.detector import Blob, Detections
-from components.evaluation.geneval import found
+from components.evaluation.detector import Blob, Detections, Named, self_test
 from components.evaluation.templates import Array, Templates
 from components.scenes import tasks
 from components.scenes.atlas import catalogue
@@ -154,27 +152,10 @@ class EmojiDetector:
             for name in world.shapes
             if name not in UNCOLORED
         ]
-        wrong = []
-        for metadata in prompts:
-            scene = world.scene_for(metadata, rng, aspect=width / height)
-            picture = Image.fromarray(world.draw(scene, width, height, rng))
-            objects = found(metadata, self.detect(picture))
-            seen = sorted((name, item[5]) for name, items in objects.items() for item in items)
-            if not same(sorted((o.shape, o.color) for o in scene.objects), seen):
-                wrong.append(f"'{scene.caption}' was seen as {seen}")
-        blank = self.detect(Image.new("RGB", (width, height), (128, 128, 128)))
-        if blank:
-            wrong.append("a blank picture was seen as " + ", ".join(blank))
-        if len(wrong) > 0.05 * len(prompts) or blank:
-            raise UserError(
-                f"The detector failed its self-test at {width}x{height} on {len(wrong)} of "
-                f"{len(prompts) + 1} known pictures (e.g. {wrong[0]}); no score is reported. Check "
-                "the colours and sizes in params/data, and evaluation.size: things of a few pixels "
-                "cannot be told apart."
-            )
+        self_test(world, self, width, height, prompts, same)
 
 
-def same(drawn: Sequence[tuple[str, str]], seen: Sequence[tuple[str, str]]) -> bool:
+def same(drawn: Named, seen: Named) -> bool:
     """Whether sorted (object, colour) agree; an own colour may be called anything."""
     if [name for name, _ in drawn] != [name for name, _ in seen]:
         return False
