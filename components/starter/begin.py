@@ -1,7 +1,7 @@
 """Training that goes on from a packed model (`params.init`) instead of from fresh weights."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,7 @@ def packed(params: Mapping[str, Any]) -> Path | None:
             f"The weights in {folder} are not those that params.init names ({init['weights']}): "
             f"run `djepa compose`, or take both from one commit, {WAY}."
         )
-    for name, here, there in _differences(folder, params):
-        raise UserError(
-            f"init={folder.parent.name}: {name} is {here!r} here and {there!r} in {folder}, so its "
-            f"weights mean nothing here: compose {_hint(folder, name)}, {WAY}."
-        )
+    _refuse_another(folder, _compared(folder, params))
     return folder
 
 
@@ -57,21 +53,26 @@ def weights_hash(folder: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
 
-def _hint(folder: Path, name: str) -> str:
-    scale = read_json(folder / WORLD)["scale"]
-    return f"scale={scale}" if name.startswith("data.") else f"scale={scale} (or {name} alone)"
-
-
-def _differences(folder: Path, params: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(name, value here, value of the packed model) of what must not differ and does."""
-    world = read_json(folder / WORLD)["data"]
-    model = params["model"]
-    compared = [(f"data.{n}", params["data"].get(n), world.get(n)) for n in COMBINATIONS]
-    for part, settings in (("tokenizer", model["tokenizer"]), ("text_encoder", model["text"])):
+def _compared(folder: Path, params: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """(name, value here, value of the packed model) of what must be the same in both."""
+    world, model = read_json(folder / WORLD)["data"], params["model"]
+    for name in COMBINATIONS:
+        yield f"data.{name}", params["data"].get(name), world.get(name)
+    for part, group in (("tokenizer", "tokenizer"), ("text_encoder", "text")):
         saved = read_json(folder / part / "config.json")
-        place = "model.text" if part == "text_encoder" else "model.tokenizer"
-        compared += [(f"{place}.{n}", settings.get(n), saved.get(n)) for n in settings]
-    return [(name, here, there) for name, here, there in compared if here != there]
+        for name, value in model[group].items():
+            yield f"model.{group}.{name}", value, saved.get(name)
+
+
+def _refuse_another(folder: Path, compared: Iterable[tuple[str, Any, Any]]) -> None:
+    """UserError for the first (name, value here, value there) that differ."""
+    for name, here, there in compared:
+        if here != there:
+            scale = read_json(folder / WORLD)["scale"]
+            raise UserError(
+                f"init={folder.parent.name}: {name} is {here!r} here and {there!r} in {folder}, "
+                f"so its weights mean nothing here: compose scale={scale}, {WAY}."
+            )
 
 
 def tokenizer_of(folder: Path) -> ImageTokenizer:
@@ -87,13 +88,10 @@ def begin(folder: Path, tokenizer: ImageTokenizer, model: Network) -> None:
     """
     saved = load_network(folder / "transformer")
     here, there = asdict(model.config), asdict(saved.config)
-    for name in here.keys() | there.keys():
-        if here.get(name) != there.get(name):
-            scale = read_json(folder / WORLD)["scale"]
-            raise UserError(
-                f"init={folder.parent.name}: model.network.{name} is {here.get(name)!r} here and "
-                f"{there.get(name)!r} in {folder}: compose scale={scale}, {WAY}."
-            )
+    names = sorted(here.keys() | there.keys())
+    _refuse_another(
+        folder, ((f"model.network.{name}", here.get(name), there.get(name)) for name in names)
+    )
     fitted, known = tokenizer.state_dict(), tokenizer_of(folder).state_dict()
     if any(not torch.equal(fitted[name].cpu(), known[name]) for name in known):
         raise UserError(
