@@ -93,6 +93,7 @@ LIMITS: dict[str, Limit] = {
     "training.jepa_beta": POSITIVE,
     "training.text_drop": SHARE,
     "training.workers": COUNT,
+    "training.accumulate": COUNT,
     "training.clip": POSITIVE,
     "training.optimizer.*_rate": POSITIVE,
     "feedback.discard": SHARE,

@@ -208,10 +208,10 @@ def memory(params: Mapping[str, Any], gpus: int) -> dict[str, Any]:
     available = int(float(params["plan"]["memory"]) * GIB)
     for name, phase in phases_of(params).items():
         images = phase_batch(phase, int(training["most_tokens"]) * patch**2)
-        mine = math.ceil(images / gpus)
+        mine = _at_once(images, training, gpus)
         each = activation_bytes(params, phase)
         result["phases"][name] = {
-            "images_per_gpu": mine,
+            "images_at_once": mine,  # on each GPU
             "activations_per_image": each,
             "activations": mine * each,
             "total": peak_bytes(fixed, mine * each, together),
@@ -236,7 +236,14 @@ def peak_bytes(fixed: Mapping[str, int], activations: int, gradients_stay: bool)
 
 
 def _gradients_stay(training: Mapping[str, Any], processes: int) -> bool:
-    return processes > 1 and training["sharding"] == "replicate"  # in DDP's buckets
+    """From step to step in DDP's buckets, or from one part of a batch to the next."""
+    replicated = processes > 1 and training["sharding"] == "replicate"
+    return replicated or int(training["accumulate"]) > 1
+
+
+def _at_once(images: int, training: Mapping[str, Any], processes: int) -> int:
+    """Of a batch of so many images, those that each process goes through at once."""
+    return math.ceil(images / (processes * int(training["accumulate"])))
 
 
 def _fitting(fixed: Mapping[str, int], each: int, available: int, gradients_stay: bool) -> int:
@@ -272,7 +279,7 @@ def check_memory(params: Mapping[str, Any], phase: str, processes: int, availabl
             "`djepa plan` says what each needs."
         )
     images = phase_batch(budget, int(training["most_tokens"]) * patch**2)
-    mine = math.ceil(images / processes)
+    mine = _at_once(images, training, processes)
     settings = params["model"]["network"]
     depth = sum(int(settings[name]) for name in DEPTHS[settings["kind"]])
     tokens = min(math.prod(largest_rung(budget)) / patch**2, training["most_tokens"])
@@ -284,8 +291,16 @@ def check_memory(params: Mapping[str, Any], phase: str, processes: int, availabl
     total = peak_bytes(fixed, mine * each, together)
     if total <= available:
         return
-    batch = _fitting(fixed, each, available, together) * processes * int(budget["batch"]) // images
-    fit = f"training.{phase}.batch={batch} fits" if batch else f"take {fitting}"
+    # In parts, the gradients of those before stay.
+    in_part = _fitting(fixed, each, available, gradients_stay=True)
+    at_once = _fitting(fixed, each, available, together)
+    ways = []
+    if in_part:
+        ways.append(f"training.accumulate={math.ceil(images / (processes * in_part))}")
+    if at_once:
+        most = at_once * processes * int(training["accumulate"])
+        ways.append(f"training.{phase}.batch={most * int(budget['batch']) // images}")
+    fit = f"{' or '.join(ways)} fits" if ways else f"take {fitting}"
     raise UserError(
         f"{phase} needs {total / GIB:.3g} GiB a process with "
         f"training.{phase}.batch={budget['batch']}, and {available / GIB:.3g} are free: "
@@ -365,7 +380,7 @@ def text(found: Mapping[str, Any]) -> str:
     lines += [f"  {name:<16}{size / GIB:12.3f}" for name, size in memory["per_gpu"].items()]
     for name, phase in memory["phases"].items():
         lines.append(
-            f"  {name}: {phase['images_per_gpu']} images of the largest size at once; "
+            f"  {name}: {phase['images_at_once']} images of the largest size at once; "
             f"{assumed['memory']} GiB hold {phase['images_that_fit']}"
         )
     lines += [

@@ -22,6 +22,7 @@ from components.limits import check
 from components.processes import one_thread
 from components.tokens.encoded import EncodedSet
 from components.tracking import Tracker
+from components.training import record
 from components.training.checkpoint import Training, load_state
 from components.training.distribution import team
 from components.training.phases import train_phase
@@ -31,6 +32,7 @@ from tests.tiny_curated import tiny_params
 
 LOSS = 2e-5  # relative, of what one process says: rounding over four steps
 PARTS = ("model", "ema", "target", "optimizer")
+VALIDATION = {"pictures": 4, "most": 0.5, "points": 2, "times": 2, "seed": 0}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -43,18 +45,17 @@ def quick():
 def params_for(workers: int, **training) -> dict:
     """Four steps, one line each, AdamW: Muon's orthogonal steps enlarge rounding; validation."""
     params = tiny_params()
-    validation = {"pictures": 4, "most": 0.5, "points": 2, "times": 2, "seed": 0}
     params["training"] |= {"workers": workers, "lines": 1000, "grids": 0}
-    params["training"] |= {"validation": validation, **training}
+    params["training"] |= {"validation": VALIDATION, **training}
     params["training"]["optimizer"]["kind"] = "adamw"
     params["training"]["phase1"]["images"] = 32
     return params
 
 
-def train(encoded: Path, out: Path, params: dict) -> dict:
+def train(encoded: Path, out: Path, params: dict, tracker: Tracker | None = None) -> dict:
     train_phase(
         "phase1", encoded, None, None, out / "model", out / "state", out / "phase1.json",
-        out / "resume", params, Tracker(),
+        out / "resume", params, tracker or Tracker(),
     )  # fmt: skip
     return json.loads((out / "phase1.json").read_text())
 
@@ -116,24 +117,45 @@ def test_two_processes_say_and_learn_what_one_does(encoded_folder, alone, tmp_pa
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_parts_of_different_sizes_weigh_what_they_hold(encoded_folder, tmp_path, batch):
-    """Three pictures over two processes; one, where the other process has nothing to do."""
+    """Three pictures over two processes; one, where the other process has nothing to do.
+
+    And in two parts each, of which one is empty in one process.
+    """
     results = []
-    for workers in (1, 2):
-        params = params_for(workers)
+    for workers, accumulate in ((1, 1), (2, 1), (2, 3)):
+        params = params_for(workers, accumulate=accumulate)
         params["training"]["phase1"] |= {"batch": batch, "images": 3 * batch}
-        results.append(train(encoded_folder, tmp_path / str(workers), params))
-    np.testing.assert_allclose(said(results[1]), said(results[0]), rtol=LOSS)
+        results.append(train(encoded_folder, tmp_path / f"{workers}-{accumulate}", params))
+    for other in results[1:]:
+        np.testing.assert_allclose(said(other), said(results[0]), rtol=LOSS)
+
+
+@pytest.mark.parametrize(
+    ("workers", "sharding"), [(1, "replicate"), (2, "replicate"), (2, "shard")]
+)
+def test_a_batch_in_parts_says_and_learns_what_the_whole_does(
+    encoded_folder, alone, tmp_path, workers, sharding
+):
+    params = params_for(workers, sharding=sharding, accumulate=3)
+    parts = train(encoded_folder, tmp_path, params)
+    one = json.loads((alone / "phase1.json").read_text())
+    np.testing.assert_allclose(said(parts), said(one), rtol=LOSS)
+    close(alone, tmp_path)
+    assert parts["sampling"] == one["sampling"] and parts["coverage"] == one["coverage"]
 
 
 def test_packed_pictures_weigh_what_is_hidden_of_them(encoded_folder, tmp_path):
-    """Two shapes in a row, a mask ratio each, shared out among one process and two."""
-    results = []
-    for workers in (1, 2):
-        params = params_for(workers, batches="packed")
-        results.append(train(encoded_folder, tmp_path / str(workers), params))
-    np.testing.assert_allclose(said(results[1]), said(results[0]), rtol=LOSS)
+    """Two shapes in a row, a mask ratio each, shared out among processes and parts."""
+    results, outs = [], []
+    for workers, accumulate in ((1, 1), (2, 1), (1, 3), (2, 2)):
+        params = params_for(workers, batches="packed", accumulate=accumulate)
+        outs.append(tmp_path / f"{workers}-{accumulate}")
+        results.append(train(encoded_folder, outs[-1], params))
     assert min(results[0]["sampling"]["rungs"].values()) > 0
-    assert results[1]["sampling"] == results[0]["sampling"]
+    for other, out in zip(results[1:], outs[1:], strict=True):
+        np.testing.assert_allclose(said(other), said(results[0]), rtol=LOSS)
+        close(outs[0], out)
+        assert other["sampling"] == results[0]["sampling"]
 
 
 def test_without_the_jepa_loss_there_is_no_target_encoder(encoded_folder, tmp_path, monkeypatch):
@@ -169,6 +191,46 @@ def test_numbers_that_are_none_are_said_with_their_samples(encoded_folder, tmp_p
     with pytest.raises(UserError, match=rf"samples {key} \(rung 24x24\).*encode again") as said:
         train(folder, tmp_path, params)
     assert "diverged" not in str(said.value)
+
+
+@pytest.mark.parametrize(
+    ("often", "written"),
+    [
+        ({"lines": 0, "snapshot_seconds": -1}, []),
+        ({"lines": 1000, "snapshot_seconds": -1}, [1, 1]),  # the line, the snapshot
+        ({"lines": 0, "grids": 1000}, [1]),
+        ({"lines": 0, "validation": VALIDATION | {"points": 1000}}, [1]),
+    ],
+    ids=["snapshots", "lines", "grids", "points"],
+)
+def test_nothing_is_written_of_weights_whose_loss_was_no_number(
+    encoded_folder, tmp_path, monkeypatch, often, written
+):
+    """Step 0 goes much too far, so step 1 says no number; what is written comes after one step."""
+    params = params_for(1, **{"validation": VALIDATION | {"pictures": 0}, **often})
+    params["training"]["phase1"]["images"] = 800
+    params["training"]["optimizer"]["adam_rate"] = 1e20
+    found = []
+    monkeypatch.setattr(record, "draw_grid", lambda *x: found.append(x[4]))
+
+    class Keeper(Tracker):
+        def log_metrics(self, metrics, step=None, images=None):
+            found.append(step)
+
+    with pytest.raises(UserError, match="diverged at step 1: the loss is no number"):
+        train(encoded_folder, tmp_path, params, Keeper())
+    found += [int(path.name.removeprefix("step-")) for path in (tmp_path / "resume").glob("step-*")]
+    assert found == written
+    assert not any((tmp_path / name).exists() for name in ("model", "state", "phase1.json"))
+
+
+def test_the_last_step_may_not_be_none_either(encoded_folder, tmp_path):
+    params = params_for(1, lines=0)
+    params["training"]["phase1"]["images"] = 9  # two steps
+    params["training"]["optimizer"]["adam_rate"] = 1e20
+    with pytest.raises(UserError, match="diverged at step 1"):
+        train(encoded_folder, tmp_path, params)
+    assert not any((tmp_path / name).exists() for name in ("model", "state", "phase1.json"))
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])

@@ -212,6 +212,24 @@ def test_too_little_memory_is_said_before_training_with_what_would_fit():
         check_memory(params, "phase1", processes=1, available=10_000)
 
 
+def test_a_batch_in_parts_holds_one_part_and_its_gradients():
+    whole, parts = (
+        plan(tree(NETWORK, accumulate=n), 1)["memory"]["phases"]["phase1"] for n in (1, 4)
+    )
+    assert (whole["images_at_once"], parts["images_at_once"]) == (4, 1)
+    assert parts["activations"] == whole["activations"] / 4 and parts["total"] < whole["total"]
+    assert parts["images_that_fit"] <= whole["images_that_fit"]  # the gradients stay
+    tight = tree(NETWORK)
+    free = int(parts["total"] + 1.5 * parts["activations_per_image"])  # two of four at once
+    with pytest.raises(
+        UserError, match=r"training.accumulate=(\d) or training.phase1.batch="
+    ) as no:
+        check_memory(tight, "phase1", processes=1, available=free)
+    assert "training.accumulate=2 " in str(no.value)
+    tight["training"]["accumulate"] = 2
+    check_memory(tight, "phase1", processes=1, available=free)
+
+
 def test_means_of_what_is_drawn():
     law = {"mean": 1.0, "std": 0.25, "low": 0.7, "high": 1.0}
     g = torch.Generator().manual_seed(0)

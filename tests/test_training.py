@@ -1,9 +1,13 @@
 import json
+import math
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from components.errors import UserError
@@ -14,6 +18,7 @@ from components.model import DJEPAPipeline
 from components.tokens.encoded import EncodedSet
 from components.tracking import Tracker
 from components.training.batch import grouped
+from components.training.batches import Batches
 from components.training.checkpoint import Training
 from components.training.distribution import Team, team
 from components.training.draw import draw_for, truncated_normal
@@ -110,13 +115,14 @@ def test_phases_train_save_and_draw(encoded, tmp_path, drawn):
         assert image.size == size
 
 
-@pytest.mark.parametrize("saves", [1, 5])
+@pytest.mark.parametrize(("saves", "parts"), [(1, 1), (5, 3)])
 def test_kill_and_resume_give_the_same_weights_and_samples(
-    encoded, tmp_path, monkeypatch, saves, drawn
+    encoded, tmp_path, monkeypatch, saves, parts, drawn
 ):
-    train(encoded, tmp_path / "whole")
-    whole_ids, drawn[:] = list(drawn), []
     params = tiny_params()
+    params["training"]["accumulate"] = parts
+    train(encoded, tmp_path / "whole", params=params)
+    whole_ids, drawn[:] = list(drawn), []
     params["training"]["snapshot_seconds"] = 0
     with killed_after(saves, monkeypatch):
         train(encoded, tmp_path / "broken", params=params)
@@ -184,6 +190,39 @@ def test_losses_reach_the_model_and_not_the_target_encoder(encoded):
     assert error.shape == (4,)
     if not draw.drop.any():
         assert float(error.mean()) == pytest.approx(float(flow), rel=1e-4)
+
+
+@given(st.integers(1, 9), st.integers(1, 3), st.integers(1, 5), st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_a_batch_is_dealt_out_whole_in_parts_that_are_as_small_as_asked(
+    encoded, images, size, accumulate, packs
+):
+    params, data = tiny_params(), EncodedSet.open(encoded)
+    params["training"] |= {"accumulate": accumulate, "batches": "packed" if packs else "grouped"}
+    network, ids = Training.fresh(params, data).model, data.rows("24x16")[:images]
+    sampler = SimpleNamespace(next_batch=lambda: ("24x16", ids), next_pack=lambda: [("24x16", ids)])
+    rows, shares = [], []
+    for rank in range(size):
+        place = Team(rank, size)
+        step = Batches(data, sampler, network, params["training"], 7, place).next(3)
+        parts = list(step.parts)
+        assert step.ids.tolist() == ids.tolist()
+        assert [part.last for part in parts] == [False] * (len(parts) - 1) + [True]
+        assert all(part.share > 0 for part in parts[:-1])  # only the last may be for nothing
+        shares.append([part.share for part in parts])
+        for part in parts:
+            batch = part.batch
+            pictures = batch.t.shape[0] * batch.t.shape[1]
+            assert pictures <= math.ceil(images / (size * accumulate))
+            rows += [] if part.share == 0 else batch.t.flatten(0, 1)[:, 0].tolist()
+    assert len({len(each) for each in shares}) == 1  # all meet as often
+    assert sum(map(sum, shares)) == pytest.approx(1)
+    (whole,) = (
+        Batches(data, sampler, network, params["training"] | {"accumulate": 1}, 7, Team())
+        .next(3)
+        .parts
+    )
+    assert sorted(rows) == sorted(whole.batch.t.flatten(0, 1)[:, 0].tolist())  # none twice or lost
 
 
 def test_orthogonalise_flattens_the_singular_values():

@@ -105,6 +105,7 @@ def tiny_params() -> dict[str, Any]:
         },
         "training": {
             "workers": 2,
+            "accumulate": 1,
             "sharding": "replicate",
             "precision": "float32",
             "checkpointing": "none",

@@ -19,6 +19,7 @@ from components.model.layout import Layout
 from components.model.network import Network
 from components.training import batches, losses
 from components.training.batch import Batch, Picture
+from components.training.draw import moved
 
 SQUARE = ["256x256"]
 MIXED = ["256x256", "256x192", "192x256", "256x144", "144x256"]  # those of scale=paper
@@ -37,15 +38,16 @@ def plain_optimizer(steps: Steps) -> None:
     ]  # fmt: skip
 
 
-def padded(network: Network, pictures: list[Picture]) -> Batch:
+def padded(network: Network, pictures: list[Picture], device: str) -> Batch:
     """Pictures side by side, tokens and texts padded to the longest: what packing spares.
 
     The losses are taken over the padding too, so that their values mean nothing; the time does.
     """
     parts = []
     for each in pictures:
-        known = torch.ones(each.states.shape[:2], dtype=torch.bool).to(each.states.device)
-        size = (each.tokens, each.states, known, each.size, each.draw)
+        tokens, states = moved(each.tokens, device), moved(each.states, device)
+        known = torch.ones(states.shape[:2], dtype=torch.bool, device=device)
+        size = (tokens, states, known, each.size, each.draw.to(device))
         parts.append(batches.grouped(network, *size))
     visible = max(part.visible for part in parts)
     hidden = max(part.noise.shape[1] for part in parts)
@@ -164,6 +166,7 @@ CASES: list[tuple[str, dict[str, Any], list[str], Around | None]] = [
     ("without compilation", {"compile": False}, SQUARE, None),
     ("optimiser not fused", {}, SQUARE, plain_optimizer),
     ("blocks recomputed", {"checkpointing": "blocks"}, SQUARE, None),
+    ("in two parts", {"accumulate": 2}, SQUARE, None),
     ("hidden tokens not gathered", {}, SQUARE, not_gathered),
     ("mixed shapes, packed", {"batches": "packed"}, MIXED, None),
     ("mixed shapes, padded", {"batches": "packed"}, MIXED, with_padding),

@@ -71,12 +71,14 @@ def _training(lines: list[Line]) -> str:
         case = line["case"]
         rows.append(
             [case["model"], case["size"], case["checkpointing"], line.get("images", "–"),
-             _figure(line.get("images_per_second")), _figure(line.get("utilisation"), 100),
+             case.get("parts", 1), _figure(line.get("images_per_second")),
+             _figure(line.get("utilisation"), 100),
              _number(line, "tflop_per_image", 2), _number(line, "peak_gib"),
              _number(line, "seconds_first_step", 0), _failed(line)]
         )  # fmt: skip
     head = (
-        "network | size | recomputed | batch | images/s | utilisation, % | TFLOP/image | GiB | "
+        "network | size | recomputed | batch | parts | images/s | utilisation, % | TFLOP/image | "
+        "GiB | "
         "first step, s | "
     )
     return _table("Training with cached latents", head, rows)

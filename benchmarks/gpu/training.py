@@ -1,11 +1,12 @@
 """Training steps of a network of the paper's sizes, with cached latents: images a second.
 
-A step is what components/training/phases.py does in one: the batch's part, gradients, update,
-averages. Its time has everything in it, the batch's preparation and the waits too.
+A step is what components/training/phases.py does in one: the batch's parts, gradients, update,
+averages, and what the step before said. Its time has everything in it, the batch's preparation and
+the waits too.
 """
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,10 +16,11 @@ from benchmarks.gpu.record import Clock, Results, spread, timed
 from benchmarks.gpu.world import Dealer, MadeSet, parameters
 from components.model import flops
 from components.model.djepa import DJEPA
+from components.training.batch import Batch
 from components.training.batches import Batches, Part
 from components.training.checkpoint import Training
 from components.training.distribution import Team
-from components.training.engine import Engine
+from components.training.engine import Engine, Said
 
 GIB = 2**30
 SAMPLES = 128
@@ -44,28 +46,30 @@ class Steps:
         model = self.training.model
         self.batches = Batches(self.encoded, self.dealer, model, self.settings, 0, self.place)  # type: ignore[arg-type]
         self.seen: list[tuple[int, Tensor, Tensor]] = []
-
-    def part(self) -> Part:
-        """The batch of this step."""
-        return self.batches.next(self.training.step)
+        self.unheard: Said | None = None
 
     def step(self) -> None:
         """As `Phase._step` has it, without its ledger."""
-        part = self.part()
-        _, _, norm, _ = self.engine.gradients(part.batch, part.share, False)
-        self.engine.update(norm)
-        self.training.images += len(part.ids)
+        batch = self.batches.next(self.training.step)
+        said = self.engine.step(self._noted(batch.parts), False)
+        if self.unheard is not None:
+            self.unheard.read()
+        self.unheard = said
+        self.training.images += len(batch.ids)
         self.training.step += 1
         self.training.average(self.settings["ema"], self.settings["target_ema"])
-        self.seen.append(self._tokens(part))
 
-    def _tokens(self, part: Part) -> tuple[int, Tensor, Tensor]:
+    def _noted(self, parts: Iterable[Part]) -> Iterator[Part]:
+        for part in parts:
+            self.seen.append(self._tokens(part.batch))
+            yield part
+
+    def _tokens(self, batch: Batch) -> tuple[int, Tensor, Tensor]:
         """Images, their tokens and the hidden ones; padding is none. Left on the device."""
-        batch = part.batch
         length = batch.prompt.states.shape[1]
         everything = (batch.layout.owner[:, length:] >= 0).sum()
         hidden = (batch.layout.owner[:, length + batch.visible :] >= 0).sum()
-        return len(part.ids), everything, hidden
+        return batch.t.shape[0] * batch.t.shape[1], everything, hidden
 
     def operations(self) -> float:
         """What the pictures seen ask for; padding and recomputation are no operations."""
@@ -128,52 +132,55 @@ def _windows(steps: Steps, images: int, peak: float, clock: Clock) -> dict[str, 
     return found
 
 
-# Network, activation checkpointing, sizes with the images of a batch at 78 GiB; in order of
-# importance. Where they do not fit, the batch is halved.
-CASES: list[tuple[str, str, dict[str, int]]] = [
-    ("h", "none", {"256x256": 32}),
-    ("h", "blocks", {"256x256": 112, "512x512": 40, "1024x1024": 10}),
-    ("b", "none", {"256x256": 256, "512x512": 80, "1024x1024": 22}),
-    ("l", "none", {"256x256": 72, "512x512": 24, "1024x1024": 6}),
-    ("l", "blocks", {"256x256": 320, "512x512": 96, "1024x1024": 28}),
-    ("h", "none", {"512x512": 8, "1024x1024": 2}),
+# Network, activation checkpointing, parts of a batch, sizes with the images of a batch at 78 GiB;
+# in order of importance. Where they do not fit, the batch is halved.
+CASES: list[tuple[str, str, int, dict[str, int]]] = [
+    ("h", "none", 1, {"256x256": 32}),
+    ("h", "none", 8, {"256x256": 128}),
+    ("h", "blocks", 1, {"256x256": 112, "512x512": 40, "1024x1024": 10}),
+    ("b", "none", 1, {"256x256": 256, "512x512": 80, "1024x1024": 22}),
+    ("l", "none", 1, {"256x256": 72, "512x512": 24, "1024x1024": 6}),
+    ("l", "blocks", 1, {"256x256": 320, "512x512": 96, "1024x1024": 28}),
+    ("h", "none", 1, {"512x512": 8, "1024x1024": 2}),
 ]
 
 
 def run(results: Results, clock: Clock, device: str, tiny: bool, peak: float) -> Iterator[str]:
     """Measure all cases that are not there yet; yields what it left for want of time."""
     room = 1.0 if device == "cpu" else torch.cuda.mem_get_info()[1] / GIB / 79
-    for model, checkpointing, sizes in CASES:
+    for model, checkpointing, parts, sizes in CASES:
         wanted = {
             rung: images
             for rung, images in sizes.items()
-            if not results.has(case(model, rung, checkpointing))
+            if not results.has(case(model, rung, checkpointing, parts))
         }
         if not wanted:
             continue
         if clock.left() < (5 if tiny else 75):  # built and compiled
-            yield f"training {model} {checkpointing}"
+            yield f"training {model} {checkpointing} x{parts}"
             continue
         steps = None
         for rung, images in wanted.items():
             if clock.left() < (2 if tiny else 25):
-                yield f"training {model} {rung} {checkpointing}"
+                yield f"training {model} {rung} {checkpointing} x{parts}"
                 continue
             images = 2 if tiny else max(1, int(images * room))
             try:
                 if steps is None:
-                    params = parameters(model, list(wanted), 1, tiny, checkpointing=checkpointing)
+                    changed = {"checkpointing": checkpointing, "accumulate": parts}
+                    params = parameters(model, list(wanted), 1, tiny, **changed)
                     steps = Steps(params, list(wanted), device)
                 found = measured(steps, [rung], images, peak, clock)
-                results.add(case(model, rung, checkpointing), found)
+                results.add(case(model, rung, checkpointing, parts), found)
             except Exception as error:
-                results.add_failure(case(model, rung, checkpointing), error)
+                results.add_failure(case(model, rung, checkpointing, parts), error)
         del steps
         free()
 
 
-def case(model: str, rung: str, checkpointing: str) -> Mapping[str, Any]:
-    return {"kind": "training", "model": model, "size": rung, "checkpointing": checkpointing}
+def case(model: str, rung: str, checkpointing: str, parts: int) -> Mapping[str, Any]:
+    found = {"kind": "training", "model": model, "size": rung, "checkpointing": checkpointing}
+    return found if parts == 1 else found | {"parts": parts}
 
 
 def free() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from components.model.layout import Layout
 from components.model.network import Network, gather
 from components.model.prompt import Prompt
-from components.training.draw import Draw
+from components.training.draw import Draw, moved
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,10 @@ def grouped(
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture on its own: tokens (1, W·H, C) in raster order, text states (1, L, E)."""
+    """One picture on its own: tokens (1, W·H, C) in raster order, text states (1, L, E).
+
+    In the CPU's memory, where its draw can be looked at without waiting for a GPU.
+    """
 
     tokens: Tensor
     states: Tensor
@@ -68,22 +71,27 @@ class Picture:
     draw: Draw
 
 
-def packed(network: Network, pictures: Sequence[Picture]) -> Batch:
+def packed(network: Network, pictures: Sequence[Picture], device: str = "cpu") -> Batch:
     """Pictures of any shapes and mask ratios end to end, each with a draw of its own."""
     parts = []
     for each in pictures:
-        everything = torch.ones(each.states.shape[:2], dtype=torch.bool)
-        mask = everything.to(each.states.device)
-        parts.append(grouped(network, each.tokens, each.states, mask, each.size, each.draw))
+        tokens, states = moved(each.tokens, device), moved(each.states, device)
+        everything = torch.ones(states.shape[:2], dtype=torch.bool, device=device)
+        parts.append(grouped(network, tokens, states, everything, each.size, each.draw.to(device)))
     visible = [part.visible for part in parts]
     hidden = [part.noise.shape[1] for part in parts]
     seen = [part.x[:, :v] for part, v in zip(parts, visible, strict=True)]
     rest = [part.x[:, v:] for part, v in zip(parts, visible, strict=True)]
-    prompt, layout = _row([part.prompt for part in parts], [p.layout for p in parts], visible)
+    # Nothing is padded but a dropped prompt, behind its buffers and the null token.
+    words = [part.whole_prompt.owner.shape[1] for part in parts]
+    kept = [
+        length - each.states.shape[1] + 1 if each.draw.drop else length
+        for length, each in zip(words, pictures, strict=True)
+    ]
+    prompt, layout = _row([part.prompt for part in parts], [p.layout for p in parts], visible, kept)
     whole, whole_layout = _row(
-        [part.whole_prompt for part in parts], [p.whole_layout for p in parts], visible
+        [part.whole_prompt for part in parts], [p.whole_layout for p in parts], visible, words
     )
-    device = parts[0].x.device
     return Batch(
         x=torch.cat(seen + rest, dim=1),
         visible=sum(visible),
@@ -98,30 +106,30 @@ def packed(network: Network, pictures: Sequence[Picture]) -> Batch:
 
 
 def _row(
-    prompts: Sequence[Prompt], layouts: Sequence[Layout], visible: Sequence[int]
+    prompts: Sequence[Prompt],
+    layouts: Sequence[Layout],
+    visible: Sequence[int],
+    lengths: Sequence[int],
 ) -> tuple[Prompt, Layout]:
-    """Prompts without their padding end to end, then all visible, then all hidden tokens."""
-    kept = [prompt.owner[0] >= 0 for prompt in prompts]
-    lengths = [int(keep.sum()) for keep in kept]
-    numbers = _numbers(lengths, kept[0].device)
+    """Prompts' first `lengths` tokens end to end, then all visible, then all hidden tokens."""
+    device = str(prompts[0].states.device)
+    numbers = _numbers(lengths, device)
     row = Prompt(
-        torch.cat([p.states[:, keep] for p, keep in zip(prompts, kept, strict=True)], dim=1),
-        torch.cat([p.learned[:, keep] for p, keep in zip(prompts, kept, strict=True)], dim=1),
+        torch.cat([p.states[:, :n] for p, n in zip(prompts, lengths, strict=True)], dim=1),
+        torch.cat([p.learned[:, :n] for p, n in zip(prompts, lengths, strict=True)], dim=1),
         numbers[None],
     )
     texts, seen, rest, counts = [], [], [], []
-    for layout, keep, v in zip(layouts, kept, visible, strict=True):
-        text, image = layout.rotations.split([len(keep), layout.rotations.shape[1] - len(keep)], 1)
-        texts.append(text[:, keep])
+    for prompt, layout, length, v in zip(prompts, layouts, lengths, visible, strict=True):
+        image = layout.rotations[:, prompt.states.shape[1] :]
+        texts.append(layout.rotations[:, :length])
         seen.append(image[:, :v])
         rest.append(image[:, v:])
         counts.append(image.shape[1] - v)
-    owner = torch.cat(
-        [numbers, _numbers(visible, numbers.device), _numbers(counts, numbers.device)]
-    )
+    owner = torch.cat([numbers, _numbers(visible, device), _numbers(counts, device)])
     return row, Layout(torch.cat(texts + seen + rest, dim=1), owner[None], packed=True)
 
 
-def _numbers(counts: Sequence[int], device: torch.device) -> Tensor:
+def _numbers(counts: Sequence[int], device: str) -> Tensor:
     """0 counts[0] times, 1 counts[1] times, and so on."""
-    return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(device)
+    return moved(torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)), device)

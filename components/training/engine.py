@@ -5,6 +5,8 @@ DistributedDataParallel where every process holds the whole model (training.shar
 FSDP2's fully_shard where each holds a share of every tensor (shard).
 """
 
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -24,6 +26,7 @@ from components.model.blocks import TwoStreamBlock
 from components.model.djepa import Encoder
 from components.model.network import Network
 from components.training.batch import Batch
+from components.training.batches import Part
 from components.training.distribution import Team
 from components.training.losses import losses
 
@@ -108,8 +111,28 @@ def whole(tensors: dict[str, Tensor], place: Team) -> dict[str, Tensor]:
     return gathered
 
 
+class Said:
+    """What a step says of the whole batch, on its way from a GPU that may not have come to it."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._there = torch.cuda.Event() if values.is_cuda else None
+        self._values = values.to("cpu", non_blocking=True)  # from a GPU into pinned memory
+        if self._there is not None:
+            self._there.record()
+
+    def read(self) -> tuple[float, float, float, bool]:
+        """L_flow, L_pred, the gradient's norm, and rank 0's `due`; waits until they are there.
+
+        The same in every process of the team.
+        """
+        if self._there is not None:
+            self._there.synchronize()
+        flow, jepa, due, norm = self._values.tolist()
+        return flow, jepa, norm, due > 0
+
+
 class Engine:
-    """Gradients and updates of the whole team, from a part of the batch in each process."""
+    """Steps of the whole team, from parts of the batch in each process."""
 
     def __init__(
         self,
@@ -124,34 +147,58 @@ class Engine:
         if place.size > 1 and settings["sharding"] == "replicate":
             self.run = DistributedDataParallel(step, gradient_as_bucket_view=True)
 
-    def gradients(self, batch: Batch, share: float, due: bool) -> tuple[float, float, float, bool]:
-        """Gradients of the whole batch's loss; `batch` is this process's `share` of it.
+    def step(self, parts: Iterable[Part], due: bool) -> Said:
+        """One step down the gradient of the whole batch's loss; `parts` are this process's.
 
-        Gives L_flow, L_pred and the gradient's norm of the whole batch, and rank 0's `due`: the
-        same in every process. A process with nothing to do gives any picture, and share 0.
+        Waits for no GPU: the weights are changed before anyone has seen whether the loss is a
+        number. `due`: rank 0's, for `Said.read` to give in every process.
         """
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
-        flow, jepa = self.run(batch)
-        loss = flow + float(self.settings["jepa_weight"]) * jepa
-        # DDP and FSDP take the mean over the processes; the parts' shares add up to one.
-        (loss * (share * self.place.size)).backward()
-        mine = float(due and self.place.leads)
-        said = torch.stack([flow.detach() * share, jepa.detach() * share, flow.new_tensor(mine)])
+        self._forget()
+        losses = torch.zeros(2, device=self.place.device)
+        for part in parts:
+            losses += self._backward(part)
+        mine = losses.new_full((1,), float(due and self.place.leads))
+        said = torch.cat([losses, mine])
         self.place.sum(said)
         norm = torch.nn.utils.get_total_norm(self._gradients())
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
-        flow_value, jepa_value, anyone = said.tolist()
-        return flow_value, jepa_value, norm.item(), anyone > 0
-
-    def update(self, norm: float) -> None:
-        """Clip the gradient of this norm and let the optimisers step."""
-        limit = float(self.settings["clip"])
-        if norm > limit:
-            torch._foreach_mul_([local(g) for g in self._gradients()], limit / norm)
+        # In double precision, as Python divides.
+        factor = (float(self.settings["clip"]) / norm.double()).clamp(max=1).to(norm.dtype)
+        torch._foreach_mul_([local(g) for g in self._gradients()], factor)
         for optimizer in self.optimizers:
             optimizer.step()
+        return Said(torch.cat([said, norm[None]]))
+
+    def _forget(self) -> None:
+        """Drop the gradients of the step before.
+
+        With several parts DDP's stay where they are, as zeros: in its buckets. Otherwise those of
+        the first parts would lie beside the buckets.
+        """
+        replicated = isinstance(self.run, DistributedDataParallel)
+        inside = replicated and int(self.settings["accumulate"]) > 1
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=not inside)
+
+    def _backward(self, part: Part) -> Tensor:
+        """Add a part's gradients; its share of (L_flow, L_pred), (2,)."""
+        with self._alone(part):
+            flow, jepa = self.run(part.batch)
+            loss = flow + float(self.settings["jepa_weight"]) * jepa
+            # DDP and FSDP take the mean over the processes; all parts' shares add up to one.
+            (loss * (part.share * self.place.size)).backward()
+        return torch.stack([flow.detach() * part.share, jepa.detach() * part.share])
+
+    def _alone(self, part: Part) -> AbstractContextManager[None]:
+        """Under DDP the processes add up their gradients in the last part only.
+
+        Under FSDP in each: a process would hold whole gradients in between, and the shares are
+        there because whole ones do not fit.
+        """
+        if isinstance(self.run, DistributedDataParallel) and not part.last:
+            return self.run.no_sync()
+        return nullcontext()
 
     def _gradients(self) -> list[Tensor]:
         return [p.grad for p in self.parameters if p.grad is not None]

@@ -1,6 +1,5 @@
 """A training phase: batches from the statistical sampler, both losses, averages, snapshots."""
 
-import copy
 import math
 import time
 from pathlib import Path
@@ -9,12 +8,9 @@ from typing import Any
 import numpy as np
 
 from components.errors import UserError
-from components.feedback.ledger import Ledger, coverage
+from components.feedback.ledger import Ledger
 from components.feedback.sampler import StatisticalSampler
 from components.feedback.scores import read_scores
-from components.files import write_json
-from components.model.djepa import DJEPA, Encoder
-from components.model.network import Network
 from components.model.sampler import SamplerConfig
 from components.plan import check_memory
 from components.progress import Progress
@@ -31,10 +27,10 @@ from components.training.checkpoint import (
     save_state,
 )
 from components.training.distribution import Team, room, team
-from components.training.engine import Engine, whole
-from components.training.grid import draw_grid
+from components.training.engine import Engine, Said
 from components.training.optim import rate_at, set_rates
-from components.training.validation import Split, Validation, figures
+from components.training.record import Record
+from components.training.validation import Split, Validation
 
 
 def train_phase(
@@ -116,8 +112,7 @@ class Phase:
         self.training.scratch = Path(scratch)
         if init is not None:
             load_state(Path(init), self.training)
-        self.first_image = self.training.images  # of this phase
-        self.seed = _seed(params, phase, self.first_image)
+        self.seed = _seed(params, phase, self.training.images)
         split = Split.of(self.encoded, self.settings["validation"])
         self.held_out = split.ids
         self.sampler = StatisticalSampler(
@@ -130,8 +125,8 @@ class Phase:
             most_area=int(self.settings["most_tokens"]) * self.encoded.tokenizer().patch ** 2,
             held_out=self.held_out,
         )
-        self.validation = Validation(self.encoded, split, self.sampler.names, self.settings)
-        if place.leads and self.settings["validation"]["pictures"] and not self.validation.pictures:
+        validation = Validation(self.encoded, split, self.sampler.names, self.settings)
+        if place.leads and self.settings["validation"]["pictures"] and not validation.pictures:
             print(
                 f"{phase}: no validation: training.validation.most of so few samples is none",
                 flush=True,
@@ -139,10 +134,9 @@ class Phase:
         self.batches = Batches(
             self.encoded, self.sampler, self.training.model, self.settings, self.seed, place
         )
-        self.seconds = 0.0
-        self.history: list[dict[str, float]] = []
-        self.validations: list[dict[str, Any]] = []  # the points of the validation curves
-        self.validation_seconds = 0.0
+        self.record = Record(phase, self.training, self.encoded, validation, params, place)
+        # What the last step said, its samples and its number, until it is read.
+        self.unheard: tuple[Said, list[tuple[str, np.ndarray]], int] | None = None
         self.training.extra = {}
         if snapshot is not None:
             self._restore(snapshot)
@@ -153,12 +147,9 @@ class Phase:
         load_state(snapshot, self.training)
         extra = self.training.extra
         self.sampler.load_state_dict(extra["sampler"])
-        self.first_image, self.seconds = extra["first_image"], extra["seconds"]
-        self.history = extra["history"]
-        self.validations = extra["validations"]
-        self.validation_seconds = extra["validation_seconds"]
+        self.record.load_state(extra)
         if self.place.leads:
-            print(f"{self.phase}: goes on from image {self.done}", flush=True)
+            print(f"{self.phase}: goes on from image {self.record.done}", flush=True)
 
     def _ledger(self) -> Ledger | None:
         """The ledger of what was trained on before, or a new one; rank 0 alone counts."""
@@ -186,17 +177,8 @@ class Phase:
         self.training.extra = {
             "phase": self.phase,
             "sampler": self.sampler.state_dict(),
-            "first_image": self.first_image,
-            "seconds": self.seconds,
-            "history": self.history,
-            "validations": self.validations,
-            "validation_seconds": self.validation_seconds,
+            **self.record.state(),
         }
-
-    @property
-    def done(self) -> int:
-        """Images seen in this phase."""
-        return self.training.images - self.first_image
 
     def write(self, model_out: Path, state_out: Path, metrics_out: Path, tracker: Tracker) -> None:
         """Write what a trained phase leaves behind."""
@@ -216,92 +198,71 @@ class Phase:
         pipeline(averaged, self.encoded, SamplerConfig.from_params(self.params)).save_pretrained(
             model_out, facts
         )
-        report = self.sampler.report()
-        last = self.history[-1] if self.history else {}
-        metrics = {
-            "phase": self.phase,
-            "images": self.done,
-            "images_total": self.training.images,
-            "steps_total": self.training.step,
-            "parameters": sum(p.numel() for p in averaged.parameters()),
-            "seconds": round(self.seconds, 2),
-            "images_per_second": round(self.done / max(self.seconds, 1e-9), 2),
-            "final": {name: last[name] for name in ("loss", "flow", "jepa") if name in last},
-            "validation": self._validation_report(),
-            "dropped_by_critic": report["dropped_by_critic"],
-            "sampling": report,
-            "coverage": coverage(self.ledger, self.encoded),
-            "history": self.history,
-        }
-        write_json(metrics_out, metrics)
-        if report["unmet_count"]:
-            first = report["unmet"][0]
-            print(
-                f"{self.phase}: {report['unmet_count']} target frequencies are not met after "
-                f"{report['trained']} samples; {first['kind']} {first['value']} has "
-                f"{first['reached']:.3f}, not {first['target']:.3f} (all: {metrics_out})",
-                flush=True,
-            )
-        tracker.log_metrics(
-            {
-                f"{self.phase}/images_per_second": metrics["images_per_second"],
-                f"{self.phase}/dropped_by_critic": report["dropped_by_critic"],
-                f"{self.phase}/never_drawn": metrics["coverage"]["never"],
-                f"{self.phase}/unmet_targets": report["unmet_count"],
-            }
-        )
+        self.record.write(metrics_out, averaged, self.sampler, self.ledger, tracker)
 
     def train(self, snapshots: Snapshots, tracker: Tracker) -> None:
         """Train to the budget; rank 0 shows how it goes."""
-        leads, schedule = self.place.leads, self.settings["schedule"]
+        record, schedule = self.record, self.settings["schedule"]
         progress = Progress(self.phase, self.budget, "images")
         started = saved = time.monotonic()
-        before = self.seconds
-        sums, batches = np.zeros(3), 0  # flow, jepa, gradient norm since the last line
+        before = record.seconds
         lines, grids = int(self.settings["lines"]), int(self.settings["grids"])
-        points = int(self.settings["validation"]["points"]) if self.validation.pictures else 0
-        while self.done < self.budget:
-            share = self.done / self.budget
+        points = int(self.settings["validation"]["points"]) if record.validation.pictures else 0
+        while record.done < self.budget:
+            share = record.done / self.budget
             rate = rate_at(share, **schedule)
             set_rates(self.training.optimizers, rate)
-            due = time.monotonic() - saved > self.settings["snapshot_seconds"]
-            said, due = self._step(due)
-            sums += said
-            batches += 1
-            self.seconds = before + time.monotonic() - started
-            if leads:
-                loss = self._loss(*said[:2])
-                progress.at(min(self.done, self.budget), f"loss {loss:.3f}")
-            if self._passed(share, lines):
-                if leads:
-                    self._line(sums / batches, rate, tracker)
-                sums, batches = np.zeros(3), 0
-            if self._passed(share, points):
-                self._validate(tracker)
-            if self._passed(share, grids):
-                self._grid(tracker)
+            due = self._step(time.monotonic() - saved > self.settings["snapshot_seconds"])
+            line, point, grid = (self._passed(share, times) for times in (lines, points, grids))
+            if due or line or point or grid or record.done >= self.budget:
+                due = self._hear() or due  # no weights leave before their step said a number
+            record.seconds = before + time.monotonic() - started
+            if self.place.leads and record.last_loss is not None:
+                progress.at(min(record.done, self.budget), f"loss {record.last_loss:.3f}")
+            if line:
+                record.line(rate, tracker)
+            if point:
+                record.validate(tracker)
+            if grid:
+                record.grid(tracker)
             if due:
                 self._keep()
                 snapshots.save(self.training)
                 saved = time.monotonic()
 
-    def _step(self, due: bool) -> tuple[np.ndarray, bool]:
-        """One step of the whole team; gives (flow, jepa, gradient norm) and rank 0's `due`."""
+    def _step(self, due: bool) -> bool:
+        """One step of the whole team; whether rank 0 found a snapshot `due` before the last one.
+
+        What a step says is heard after the next one was handed to the GPU, which so has something
+        to do while batches are prepared.
+        """
         training = self.training
-        part = self.batches.next(training.step)
-        flow, jepa, norm, due = self.engine.gradients(part.batch, part.share, due)
-        if not all(map(math.isfinite, (flow, jepa, norm))):
-            raise UserError(self._why_no_number(part.samples))
-        self.engine.update(norm)
-        ids = part.ids
-        training.images += len(ids)
+        batch = self.batches.next(training.step)
+        said = self.engine.step(batch.parts, due)
+        was_due = self._hear()
+        self.unheard = said, batch.samples, training.step
+        training.images += len(batch.ids)
         training.step += 1
         training.average(self.settings["ema"], self.settings["target_ema"])
         if self.ledger is not None:
-            self.ledger.add(ids)
-        return np.array([flow, jepa, norm]), due
+            self.ledger.add(batch.ids)
+        return was_due
 
-    def _why_no_number(self, samples: list[tuple[str, np.ndarray]]) -> str:
+    def _hear(self) -> bool:
+        """Read what the last step said, once; whether rank 0 found a snapshot due before it.
+
+        Raises UserError for a loss that is no number; every process does.
+        """
+        if self.unheard is None:
+            return False
+        (said, samples, step), self.unheard = self.unheard, None
+        flow, jepa, norm, due = said.read()
+        if not all(map(math.isfinite, (flow, jepa, norm))):
+            raise UserError(self._why_no_number(samples, step))
+        self.record.add(flow, jepa, norm)
+        return due
+
+    def _why_no_number(self, samples: list[tuple[str, np.ndarray]], step: int) -> str:
         """The sentence for a loss that is no number; every process comes to the same one."""
         for rung, ids in samples:
             latents, states = self.encoded.latents(rung, ids), self.encoded.text(ids)[0]
@@ -316,86 +277,15 @@ class Phase:
                 "(`dvc repro --force --single-item encode`), or take these pictures out of data/."
             )
         return (
-            f"{self.phase} diverged at step {self.training.step}: the loss is no number; lower "
+            f"{self.phase} diverged at step {step}: the loss is no number; lower "
             "training.optimizer.muon_rate and adam_rate in params/training."
         )
 
     def _passed(self, before: float, times: int) -> bool:
         """Whether the last step passed one of `times` even marks of the budget."""
-        return times > 0 and math.floor(min(self.done / self.budget, 1) * times) > math.floor(
-            before * times
-        )
-
-    def _loss(self, flow: float, jepa: float) -> float:
-        return flow + float(self.settings["jepa_weight"]) * jepa
-
-    def _line(self, means: np.ndarray, rate: float, tracker: Tracker) -> None:
-        flow, jepa, norm = (float(value) for value in means)
-        line = {
-            "loss": self._loss(flow, jepa),
-            "flow": flow,
-            "jepa": jepa,
-            "gradient_norm": norm,
-            "rate": rate,
-            "images_per_second": self.done / max(self.seconds, 1e-9),
-        }
-        self.history.append({"step": self.training.step, "images": self.training.images, **line})
-        tracker.log_metrics(
-            {f"train/{name}": value for name, value in line.items()},
-            step=self.training.step,
-            images=self.training.images,
-        )
-
-    def _validate(self, tracker: Tracker) -> None:
-        """Measure the averaged weights on what is held out: one point of the curves."""
-        started = time.monotonic()
-        network, target, place = self._averages()
-        if network is None:
-            return
-        point = self.validation.measure(network, target, place)
-        point = {"step": self.training.step, "images": self.training.images, **point}
-        self.validations.append(point)
-        self.validation_seconds += time.monotonic() - started
-        tracker.log_metrics(figures(point), step=point["step"], images=point["images"])
-
-    def _averages(self) -> tuple[Network | None, Encoder | None, Team]:
-        """The averaged network and the target encoder in one piece, and who measures them.
-
-        Where every process holds them whole, all share the work. In shards rank 0 gathers them,
-        as for a grid, and measures alone: the others, which get None, meet it in the next step.
-        Every process calls it.
-        """
-        training, place = self.training, self.place
-        if self.settings["sharding"] != "shard" or place.size == 1:
-            return training.ema, training.target, place
-        network = training.averaged(self.params, self.encoded, place)
-        target = None
-        if training.target is not None:
-            weights = whole(training.target.state_dict(), place)
-            if isinstance(network, DJEPA):
-                target = copy.deepcopy(network.encoder)
-                target.load_state_dict(weights)
-        return network, target, Team(device=place.device)
-
-    def _validation_report(self) -> dict[str, Any]:
-        """The last point, all of them, and what they took; `held_out`: samples never trained on."""
-        if not self.validations:
-            return {"held_out": len(self.held_out), "pictures": 0}
-        last = {k: v for k, v in self.validations[-1].items() if k not in ("step", "images")}
-        return {
-            "held_out": len(self.held_out),
-            "pictures": self.validation.pictures,
-            **last,
-            "seconds": round(self.validation_seconds, 2),
-            "history": self.validations,
-        }
-
-    def _grid(self, tracker: Tracker) -> None:
-        """Draw fixed training prompts with the averaged weights; the tracker takes the grid."""
-        averaged = self.training.averaged(self.params, self.encoded, self.place)
-        if averaged is None:
-            return
-        draw_grid(averaged, self.encoded, self.params, self.phase, self.training.step, tracker)
+        return times > 0 and math.floor(
+            min(self.record.done / self.budget, 1) * times
+        ) > math.floor(before * times)
 
 
 def _seed(params: dict[str, Any], phase: str, before: int) -> int:
