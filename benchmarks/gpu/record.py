@@ -107,7 +107,7 @@ _where: dict[str, Any] = {}
 def where() -> dict[str, Any]:
     """Machine, versions and command; the same for all lines of a call."""
     if not _where:
-        _where["command"] = " ".join(["python -m benchmarks.gpu", *sys.argv[1:]])
+        _where["command"] = " ".join(["python", *sys.orig_argv[1:]])
         _where["torch"] = torch.__version__
         _where["python"] = platform.python_version()
         _where["commit"] = _said(["git", "rev-parse", "--short", "HEAD"])
