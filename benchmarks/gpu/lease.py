@@ -29,7 +29,7 @@ from components.carried import outputs
 from components.compose import load
 from components.errors import UserError, explain, say
 from components.evaluation.ablation import Result
-from components.files import atomic_file, hash_of, read_json, write_json
+from components.files import atomic_file, hash_of, read_json, read_yaml, write_json
 from components.processes import end_with
 from components.rawdata import draw_unrecorded
 from components.stages import run_stage, section
@@ -81,7 +81,7 @@ def make(folder: Path, params: Mapping[str, Any], links: Sequence[Path] = ()) ->
         parent = link.parent.name if link.parent.name in CARRIED else ""
         targets[folder / parent / link.name] = link
     for place, target in targets.items():
-        if not place.exists():
+        if not os.path.lexists(place):
             place.parent.mkdir(exist_ok=True)
             place.symlink_to(target.resolve())
 
@@ -200,30 +200,39 @@ class Lease:
         print(f"{', '.join(steps)}: {time.monotonic() - began:.0f} s", flush=True)
 
     def run(self) -> list[str]:
-        """Run every job once those before it are done; gives the names of those that failed."""
+        """Run every job once those before it are done; gives the names of those that are not."""
         began = time.monotonic()
         try:
             while self._start_ready() or self.running:
+                if not self.running:  # all that was ready had nothing to do
+                    continue
                 folders = {name: self.folder(name) for name in self.running}
                 self._wait(began, folders, list(self.running.values()))
                 for name, process in list(self.running.items()):
                     if process.poll() is not None:
                         del self.running[name]
-                        self._end(name, process.returncode, time.monotonic() - began)
+                        self._end(name, process.returncode)
         finally:
             for process in self.running.values():
                 process.terminate()
         return [*self.failed, *(job["name"] for job in self.waiting)]
 
     def _start_ready(self) -> bool:
-        for job in list(self.waiting):
-            if len(self.running) < self.at_once and self.done.issuperset(self._before(job)):
-                self.waiting.remove(job)
-                self.running[job["name"]] = self._start(job)
-        return bool(self.running)
+        """Start what can start; whether something was done or started."""
+        ready = [job for job in self.waiting if self.done.issuperset(self._before(job))]
+        for job in ready[: self.at_once - len(self.running)]:
+            self.waiting.remove(job)
+            name, steps = job["name"], self._steps(job)
+            if steps:
+                print(f"{name}: {', '.join(steps)}", flush=True)
+                self.running[name] = start(self.folder(name), steps, self.cores)
+            else:
+                self._end(name, 0)
+        return bool(ready)
 
-    def _start(self, job: Mapping[str, Any]) -> subprocess.Popen[bytes]:
-        folder, params, stages = self.folder(job["name"]), job["params"], job["stages"]
+    def _steps(self, job: Mapping[str, Any]) -> list[str]:
+        """Make the job's folder; what is left to do in it."""
+        folder, params, steps = self.folder(job["name"]), job["params"], job["stages"]
         links = [self.shared / name for name in SHARED]
         if job["follows"]:
             before = self.folder(job["follows"])
@@ -233,25 +242,21 @@ class Lease:
             note = folder / "params.yaml"
             trial = self.folder(job["fit"]["to"]) / "metrics" / "train" / "phase1.json"
             params = (
-                yaml.safe_load(note.read_text())
-                if note.exists()
-                else fitted(params, trial, job["fit"]["seconds"])
+                read_yaml(note) if note.exists() else fitted(params, trial, job["fit"]["seconds"])
             )
         if self.results.has(self.case(job)):
-            stages = [stage for stage in stages if not stage.startswith("evaluate")]
+            steps = [step for step in steps if not step.startswith("evaluate")]
         make(folder, params, links)
-        stages = left(folder, stages, params)
-        print(f"{job['name']}: {', '.join(stages) or 'nothing to do'}", flush=True)
-        return start(folder, stages, self.cores)
+        return left(folder, steps, params)
 
-    def _end(self, name: str, code: int, seconds: float) -> None:
+    def _end(self, name: str, code: int) -> None:
         job, folder = self.jobs[name], self.folder(name)
         if code:
             print(f"{name}: failed ({code}): {last_line(folder)}", flush=True)
             self.failed.append(name)
             return
         self.done.add(name)
-        print(f"{name}: done {seconds:.0f} s after the start", flush=True)
+        print(f"{name}: done", flush=True)
         if not self.results.has(self.case(job)):
             self.results.add(self.case(job), self._figures(job, folder))
 

@@ -4,7 +4,7 @@
 # .whl, the glyphs of scale small in .whl/openmoji.npz. The jobs run in a session of their own and go on
 # after this call, which shows for SECONDS what they are at. Repeat it until it says "all done"; each
 # call brings into $OUT what is there by then: lease.jsonl, lease.txt, metrics.tgz and, of the weights
-# that a job keeps, four parts of 15 MiB from number FIRST on (`cat part-* | tar x` at home).
+# that a job keeps, four parts of 14 MiB from number FIRST on (`cat part-* | tar x` at home).
 set -eu
 cd "$(dirname "$0")/../.."
 plan=$1 seconds=$2 first=${3:-0}
@@ -43,7 +43,7 @@ cp "$work/lease.jsonl" "$out" 2>/dev/null || true
 for kept in "$work"/*/kept; do
     if [ -e "$kept/model_index.json" ] && [ ! -e "$work/parts" ]; then
         mkdir -p "$work/parts.new"
-        tar -cf - -C "$(dirname "$kept")" kept | split -b 15M -d -a 3 - "$work/parts.new/part-"
+        tar -cf - -C "$(dirname "$kept")" kept | split -b 14M -d -a 3 - "$work/parts.new/part-"
         mv "$work/parts.new" "$work/parts"
     fi
 done

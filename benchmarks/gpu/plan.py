@@ -15,6 +15,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu.record import Results, said
 from components.compose import composed
 from components.errors import UserError, explain, say
 from components.evaluation.ablation import COMPARED, GROUPS, Result
@@ -46,7 +47,7 @@ def job(
         "model": model,
         "stages": [*own, f"evaluate@{model}"],
         "params": params,
-        "about": about,
+        "about": {**about, "code": said(["git", "describe", "--always", "--dirty"])},
     }
 
 
@@ -56,7 +57,7 @@ def small(minutes: float, overrides: Sequence[str]) -> list[dict[str, Any]]:
     known = read_yaml(OVERRIDES)
     own = ["scale=small", *known["bare"], *known["small"], *overrides]
     about = {"scale": "small", "overrides": " ".join(overrides)}
-    short = composed([*own, f"training.phase1.images={int(known['trial'])}"])
+    short = composed([*own, *known["trial"]])
     trial = job("trial", "phase1", short, about)
     whole = job("small", "phase1", composed(own), about)
     return [
@@ -73,15 +74,16 @@ def ablation(scale: str, seeds: int, overrides: Sequence[str]) -> list[dict[str,
     """Groups A to G, seed after seed, each after the one that it goes on from."""
     known = read_yaml(OVERRIDES)
     own = [f"scale={scale}", *known["bare"], *known["ablation"], *overrides]
+    groups = [name for name in GROUPS if name not in COMPARED]
+    params = {name: composed([*own, f"ablation={name}"]) for name in groups}
     jobs = []
     for seed in range(seeds):
-        for name, group in GROUPS.items():
-            if name in COMPARED:
-                continue
-            params = composed([*own, f"ablation={name}", f"seed={seed}"])
-            follows = f"{group.follows}-{seed}" if group.follows else None
+        for name in groups:
+            before, model = GROUPS[name].follows, GROUPS[name].model
+            follows = f"{before}-{seed}" if before else None
             about = {"scale": scale, "group": name, "overrides": " ".join(overrides)}
-            jobs.append(job(f"{name}-{seed}", group.model, params, about, follows))
+            seeded = params[name] | {"seed": seed}
+            jobs.append(job(f"{name}-{seed}", model, seeded, about, follows))
     return jobs
 
 
@@ -91,7 +93,6 @@ def table(files: Sequence[Path], folder: Path = REPORT) -> str:
     Raises:
         UserError: there are none, or they are of different parameters.
     """
-    from benchmarks.gpu.record import Results
     from components.evaluation.ablation_report import write_ablation
 
     lines = [line for line in Results(files).lines.values() if line.get("group") in GROUPS]
