@@ -1,11 +1,11 @@
 """At home: what a bare GPU machine is to run, and the table of what it brought back.
 
-    python -m benchmarks.gpu.plan small --minutes 15 --out plan.json
-    python -m benchmarks.gpu.plan ablation --scale starter --seeds 3 --out plan.json
-    python -m benchmarks.gpu.plan table lease.jsonl …
+    python -m benchmarks.gpu.plan small --minutes 15
+    python -m benchmarks.gpu.plan ablation --scale starter --seeds 3
+    python -m benchmarks.gpu.plan table .lease/lease.jsonl …
 
-The first two compose parameters, for which that machine has no Hydra; lease.sh takes the file.
-NAME=VALUE are overrides for all jobs alike, after those of lease.yaml.
+The first two compose parameters, for which that machine has no Hydra, into .lease/plan.json, which
+lease.sh takes there. NAME=VALUE are overrides for all jobs alike, after those of lease.yaml.
 """
 
 import argparse
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.gpu.plan", description=__doc__)
     parser.add_argument("what", choices=["small", "ablation", "table"])
     parser.add_argument("values", nargs="*", metavar="NAME=VALUE | FILE")
-    parser.add_argument("--out", type=Path, default=Path("plan.json"))
+    parser.add_argument("--out", type=Path, default=Path(".lease/plan.json"))
     parser.add_argument("--minutes", type=float, default=15, help="of training, for small")
     parser.add_argument("--scale", default="starter", help="of the ablation")
     parser.add_argument("--seeds", type=int, default=3, help="of the ablation")
