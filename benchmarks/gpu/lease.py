@@ -188,7 +188,7 @@ class Lease:
         if not steps:
             return
         print(f"{', '.join(steps)}: started", flush=True)
-        began, process = time.monotonic(), start(self.shared, steps, os.cpu_count() or 1)
+        began, process = time.monotonic(), start(self.shared, steps, 1)
         try:
             while process.poll() is None:
                 self._wait(began, {"shared": self.shared}, [process])
