@@ -100,6 +100,23 @@ def draw_data(params: Mapping[str, Any], tracker: Tracker, accept: bool = False)
         print(f"{DATA}/ drawn: hash {digest}, {how} in {RECORD}", flush=True)
 
 
+def draw_unrecorded(params: Mapping[str, Any], tracker: Tracker) -> None:
+    """Draw data/ on a machine without DVC, and note in data.dvc what it was drawn from.
+
+    The hash that stands there is of the shards' names and bytes and not DVC's: for a folder that
+    is no checkout.
+    """
+    from components.carried import content_hash
+    from components.scenes.raw import write_raw
+
+    write_raw(DATA, params, tracker)
+    digest = content_hash(DATA)
+    outs = [{"md5": digest, "path": str(DATA)}]
+    record = {"outs": outs, "meta": {"world": _world(params), "md5": digest}}
+    with atomic_file(RECORD) as temporary:
+        temporary.write_text(yaml.safe_dump(record, sort_keys=False))
+
+
 def _refuse_changed() -> None:
     answer = _dvc("status", "--json", str(RECORD))
     if answer.stdout.strip() not in ("", "{}"):

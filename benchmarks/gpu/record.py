@@ -107,22 +107,23 @@ _where: dict[str, Any] = {}
 def where() -> dict[str, Any]:
     """Machine, versions and command; the same for all lines of a call."""
     if not _where:
-        _where["command"] = " ".join(["python -m benchmarks.gpu", *sys.argv[1:]])
+        _where["command"] = " ".join(["python", *sys.orig_argv[1:]])
         _where["torch"] = torch.__version__
         _where["python"] = platform.python_version()
-        _where["commit"] = _said(["git", "rev-parse", "--short", "HEAD"])
+        _where["commit"] = said(["git", "rev-parse", "--short", "HEAD"])
         if torch.cuda.is_available():
             _where["gpu"] = torch.cuda.get_device_name()
             _where["cuda"] = torch.version.cuda
             _where["gib"] = round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1)
             query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-            _where["driver"] = _said(query)
+            _where["driver"] = said(query)
         else:
             _where["gpu"] = f"none ({platform.machine()} CPU)"
     return _where
 
 
-def _said(command: list[str]) -> str:
+def said(command: list[str]) -> str:
+    """What a command prints, or `unknown`."""
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
