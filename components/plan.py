@@ -216,6 +216,7 @@ def memory(params: Mapping[str, Any], gpus: int) -> dict[str, Any]:
             "activations": mine * each,
             "total": peak_bytes(fixed, mine * each, together),
             "images_that_fit": _fitting(fixed, each, available, together),
+            "accumulate_that_fits": _parts(fixed, each, available, math.ceil(images / gpus)),
         }
     worst = max(result["phases"].values(), key=lambda entry: entry["total"])
     result["per_gpu"] = fixed | {"activations": worst["activations"], "total": worst["total"]}
@@ -252,6 +253,15 @@ def _fitting(fixed: Mapping[str, int], each: int, available: int, gradients_stay
         return 0
     held = sum(fixed.values()) - (0 if gradients_stay else fixed["gradients"])
     return (available - held) // each
+
+
+def _parts(fixed: Mapping[str, int], each: int, available: int, images: int) -> int:
+    """In how many parts a process's batch of so many images fits; 0: in none.
+
+    The gradients of the parts before stay.
+    """
+    most = _fitting(fixed, each, available, gradients_stay=True)
+    return math.ceil(images / most) if most else 0
 
 
 def check_memory(params: Mapping[str, Any], phase: str, processes: int, available: int) -> None:
@@ -291,13 +301,10 @@ def check_memory(params: Mapping[str, Any], phase: str, processes: int, availabl
     total = peak_bytes(fixed, mine * each, together)
     if total <= available:
         return
-    # In parts, the gradients of those before stay.
-    in_part = _fitting(fixed, each, available, gradients_stay=True)
-    at_once = _fitting(fixed, each, available, together)
     ways = []
-    if in_part:
-        ways.append(f"training.accumulate={math.ceil(images / (processes * in_part))}")
-    if at_once:
+    if parts := _parts(fixed, each, available, math.ceil(images / processes)):
+        ways.append(f"training.accumulate={parts}")
+    if at_once := _fitting(fixed, each, available, together):
         most = at_once * processes * int(training["accumulate"])
         ways.append(f"training.{phase}.batch={most * int(budget['batch']) // images}")
     fit = f"{' or '.join(ways)} fits" if ways else f"take {fitting}"
@@ -379,10 +386,13 @@ def text(found: Mapping[str, Any]) -> str:
     ]
     lines += [f"  {name:<16}{size / GIB:12.3f}" for name, size in memory["per_gpu"].items()]
     for name, phase in memory["phases"].items():
-        lines.append(
+        line = (
             f"  {name}: {phase['images_at_once']} images of the largest size at once; "
             f"{assumed['memory']} GiB hold {phase['images_that_fit']}"
         )
+        if phase["images_at_once"] > phase["images_that_fit"] and phase["accumulate_that_fits"]:
+            line += f"; training.accumulate={phase['accumulate_that_fits']} fits"
+        lines.append(line)
     lines += [
         "",
         f"cache of {cached['samples']:,} samples in {cached['rungs']} sizes: "

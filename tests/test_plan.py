@@ -23,6 +23,7 @@ from components.plan import (
     peak_bytes,
     plan,
     rung_shares,
+    text,
 )
 from components.training.batch import grouped
 from components.training.draw import draw_for, truncated_normal
@@ -226,6 +227,8 @@ def test_a_batch_in_parts_holds_one_part_and_its_gradients():
     ) as no:
         check_memory(tight, "phase1", processes=1, available=free)
     assert "training.accumulate=2 " in str(no.value)
+    tight["plan"]["memory"] = (free + 1) / 2**30
+    assert "training.accumulate=2 fits" in text(plan(tight, 1))
     tight["training"]["accumulate"] = 2
     check_memory(tight, "phase1", processes=1, available=free)
 
@@ -250,8 +253,6 @@ def test_means_of_what_is_drawn():
 
 
 def test_the_papers_scale_is_planned():
-    from components.plan import text
-
     found = plan(composed(["scale=paper"], ROOT), 128)
     assert found["parameters"]["total"] == PRESETS["h"]
     assert json.loads(json.dumps(found)) == found
