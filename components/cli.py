@@ -81,28 +81,6 @@ def stage(name: Annotated[str, typer.Argument(help="A stage of dvc.yaml, e.g. ph
 
 
 @app.command()
-def export_stage(
-    name: Annotated[str, typer.Argument(help="A stage that has run here, e.g. phase1")],
-    out: Annotated[Path, typer.Argument(help="Folder for the packed outputs")],
-    most: Annotated[int, typer.Option(min=1, help="MiB of a file at most")] = 1024,
-) -> None:
-    """Pack a stage's outputs for the machine that keeps the pipeline; needs no DVC."""
-    from components.carried import export_stage as export
-
-    export(name, out, most * 2**20)
-
-
-@app.command()
-def import_stage(
-    folder: Annotated[Path, typer.Argument(help="What `djepa export-stage` wrote elsewhere")],
-) -> None:
-    """Take a stage's outputs made elsewhere into DVC, if its inputs there were those here."""
-    from components.carried import import_stage as take
-
-    take(folder)
-
-
-@app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help='For example "a photo of a red circle"')],
     model: Annotated[

@@ -103,16 +103,14 @@ def draw_data(params: Mapping[str, Any], tracker: Tracker, accept: bool = False)
 def draw_unrecorded(params: Mapping[str, Any], tracker: Tracker) -> None:
     """Draw data/ on a machine without DVC, and note in data.dvc what it was drawn from.
 
-    The hash that stands there is of the shards' names and bytes and not DVC's: for a folder that
-    is no checkout.
+    The hash that stands there is of the world and not of the bytes: for a folder that is no
+    checkout, in which nothing else is drawn.
     """
-    from components.carried import content_hash
     from components.scenes.raw import write_raw
 
     write_raw(DATA, params, tracker)
-    digest = content_hash(DATA)
-    outs = [{"md5": digest, "path": str(DATA)}]
-    record = {"outs": outs, "meta": {"world": _world(params), "md5": digest}}
+    world = _world(params)
+    record = {"outs": [{"md5": world, "path": str(DATA)}], "meta": {"world": world, "md5": world}}
     with atomic_file(RECORD) as temporary:
         temporary.write_text(yaml.safe_dump(record, sort_keys=False))
 

@@ -276,10 +276,15 @@ def snapshots(stage: str, params: Mapping[str, Any]) -> Path:
 
 def dependencies(stage: str, params: Mapping[str, Any]) -> list[str]:
     """The paths that dvc.yaml lists as the stage's inputs, names filled in as DVC does."""
-    return filled(stage, params, definition(stage).get("deps", []))
+    return _filled(stage, params, definition(stage).get("deps", []))
 
 
-def filled(stage: str, params: Mapping[str, Any], paths: list[str]) -> list[str]:
+def outputs(stage: str, params: Mapping[str, Any]) -> list[Path]:
+    """The paths that dvc.yaml lists as the stage's outputs."""
+    return [Path(out) for out in _filled(stage, params, definition(stage)["outs"])]
+
+
+def _filled(stage: str, params: Mapping[str, Any], paths: list[str]) -> list[str]:
     """Paths of a stage's definition with `${…}` replaced as DVC does."""
     key = stage.partition("@")[2]
     values = {"key": key, "item": each(stage, params).get(key, {}), **params}

@@ -25,14 +25,13 @@ import torch
 import yaml
 
 from benchmarks.gpu.record import Results
-from components.carried import outputs
 from components.compose import load
 from components.errors import UserError, explain, say
 from components.evaluation.ablation import Result
 from components.files import atomic_file, hash_of, read_json, read_yaml, write_json
 from components.processes import end_with
 from components.rawdata import draw_unrecorded
-from components.stages import run_stage, section
+from components.stages import outputs, run_stage, section
 from components.tracking import Tracker
 
 ROOT = Path(__file__).resolve().parents[2]
