@@ -166,5 +166,12 @@ def test_two_groups_of_real_stages_come_to_figures(planned, tmp_path):
     results = [Result(**{n: line[n] for n in Result.__dataclass_fields__}) for line in found]
     assert [(r.group, r.seed) for r in results] == [("C", 0), ("F", 0)]
     assert results[1].images > results[0].images >= 64
-    # Again: everything is there.
+    logs = sorted((tmp_path / "work").glob("*/log"))
+    told = [log.read_text() for log in logs]
+    assert len(logs) == 3  # what they share, C and F
+    assert there.main(words) == 0  # everything is there: no stage says anything
+    assert [log.read_text() for log in logs] == told
+    # Without the lines it is the outputs that tell.
+    lines.unlink()
     assert there.main(words) == 0
+    assert [log.read_text() for log in logs] == told and len(Results([lines]).lines) == 2
