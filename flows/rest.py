@@ -1,13 +1,19 @@
 """What is asked of a Prefect server without importing Prefect, which takes a second and 80 MB."""
 
 import json
+import time
 import urllib.error
 import urllib.request
 from base64 import b64encode
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from components.errors import without_password
+
+# Seconds before asking again a server whose SQLite was locked: it answers 503 and has done nothing.
+# A run that is created or a state that is set while a worker writes meets that now and then.
+AGAIN = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
 class Server:
@@ -23,15 +29,26 @@ class Server:
         """The answer to a GET, or with a `body` to a POST or `method`; None where there is none."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.api}/{path}", data, self.headers, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return json.loads(answer.read() or "null")
-        except (urllib.error.URLError, OSError):
-            return None
+        for pause in (*AGAIN, None):
+            try:
+                with urllib.request.urlopen(request, timeout=10) as answer:
+                    return json.loads(answer.read() or "null")
+            except urllib.error.HTTPError as error:
+                if error.code != HTTPStatus.SERVICE_UNAVAILABLE or pause is None:
+                    return None
+                time.sleep(pause)
+            except OSError:  # URLError is one
+                return None
 
-    def end(self, run: str, kind: str, message: str) -> None:
-        """Say of a flow run how it ended (`FAILED`, `CRASHED`), if nobody has said it."""
+    def end(self, run: str, kind: str, message: str) -> bool:
+        """Say of a flow run how it ended (`FAILED`, `CRASHED`), if nobody has said it.
+
+        False where the server is away: it has still to be said.
+        """
         found = self.ask(f"flow_runs/{run}")
         if found and found["state_type"] in ("PENDING", "RUNNING", "CANCELLING"):
             state = {"type": kind, "name": kind.capitalize(), "message": message}
-            self.ask(f"flow_runs/{run}/set_state", {"state": state, "force": True})
+            return (
+                self.ask(f"flow_runs/{run}/set_state", {"state": state, "force": True}) is not None
+            )
+        return found is not None or self.ask("health") is True  # a run it does not know is over

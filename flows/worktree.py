@@ -45,7 +45,7 @@ def add(branch: str, deployed: str) -> Path:
     if RUN in os.environ:
         give_up(Server(os.environ["PREFECT_API_URL"]))
     else:
-        remove_leftovers()
+        remove(leftovers())
     found = _git("rev-parse", "--verify", "--quiet", f"{branch}^{{commit}}", cwd=root)
     commit = found.stdout.strip()
     if found.returncode:
@@ -54,7 +54,7 @@ def add(branch: str, deployed: str) -> Path:
             f"out the one to run and deploy anew with `make serve`."
         )
     name = os.environ.get(RUN) or str(uuid.uuid4())
-    path = folder() / f"{_HERE}{name}"
+    path = _of(name)
     made = _git("worktree", "add", "--quiet", "--force", "--detach", str(path), commit, cwd=root)
     if made.returncode:
         raise UserError(f"git made no worktree of {root} in {path}: {made.stderr.strip()}")
@@ -112,13 +112,17 @@ def fill() -> None:
         )
 
 
+def _of(run: str) -> Path:
+    return folder() / f"{_HERE}{run}"
+
+
 def runs() -> list[str]:
     """The ids of the runs that have a worktree on this machine."""
     return [path.name.removeprefix(_HERE) for path in folder().glob(f"{_HERE}*")]
 
 
-def remove_leftovers() -> list[str]:
-    """Remove this machine's worktrees that no process is in any more; the ids of their runs.
+def leftovers() -> list[str]:
+    """The ids of the runs whose worktree on this machine no process is in any more.
 
     A folder's time is when it was last seen in use: for GRACE seconds from then on it is left to
     whoever ended the run, who may have its state still to note.
@@ -126,22 +130,30 @@ def remove_leftovers() -> list[str]:
     used = occupied()
     gone = []
     for run in runs():
-        path = folder() / f"{_HERE}{run}"
-        with suppress(FileNotFoundError):  # another process may be removing it too
+        path = _of(run)
+        with suppress(FileNotFoundError):  # another process may be removing it
             if any(place.is_relative_to(path) for place in used):
                 os.utime(path)
             elif time.time() - path.stat().st_mtime > GRACE:
-                shutil.rmtree(path, ignore_errors=True)
                 gone.append(run)
-    if gone:
-        _git("worktree", "prune", cwd=checkout())
     return gone
 
 
+def remove(gone: Sequence[str]) -> None:
+    """Remove these runs' worktrees."""
+    for run in gone:
+        shutil.rmtree(_of(run), ignore_errors=True)
+    if gone:
+        _git("worktree", "prune", cwd=checkout())
+
+
 def give_up(server: Server) -> None:
-    """Remove leftovers, and say of their runs that they are over if nobody has said it."""
-    for run in remove_leftovers():
-        server.end(run, "CRASHED", GONE)
+    """Say of leftovers' runs that they are over if nobody has said it, and remove the leftovers.
+
+    What the server could not be told stays for the next look: else the run would be running for
+    ever.
+    """
+    remove([run for run in leftovers() if server.end(run, "CRASHED", GONE)])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

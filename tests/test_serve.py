@@ -17,7 +17,7 @@ from components.compose import PARAMS
 from components.errors import BUSY, Busy
 from components.files import read_yaml
 from components.processes import only_one
-from flows import serve
+from flows import rest, serve
 from flows.command import StageFailed
 from flows.rest import Server
 from tests.conftest import ROOT
@@ -92,6 +92,27 @@ def test_a_server_is_asked_with_the_password_of_its_address(who: str, sent: str 
         assert Server(address).ask("health") is True
     assert heard == [("/api/health", sent)]
     assert Server(address).ask("health") is None, "it is away now"
+
+
+def test_a_server_whose_database_is_locked_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rest, "AGAIN", (0.01, 0.01))
+    codes, heard = [503, 503, 200, 503, 503, 503, 404], []
+
+    class Answering(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(codes[len(heard) - 1])
+            self.end_headers()
+            self.wfile.write(b'{"id": "run"}')
+
+    with HTTPServer(("127.0.0.1", 0), Answering) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        asked = Server(f"http://127.0.0.1:{server.server_port}/api")
+        assert asked.ask("create", {"name": "x"}) == {"id": "run"}
+        assert len(heard) == 3 and set(heard) == {b'{"name": "x"}'}
+        assert asked.ask("create", {}) is None and len(heard) == 6, "it gives up in the end"
+        assert asked.ask("create", {}) is None and len(heard) == 7, "what is not there stays away"
+        server.shutdown()
 
 
 def test_a_stage_that_another_process_runs_is_waited_for(

@@ -3,10 +3,8 @@
 The tests share the server and go on from one another's state, in this order.
 """
 
-import json
 import signal
 import sys
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ import psutil
 import pytest
 import yaml
 
+from flows.rest import Server
 from tests.conftest import Answer, Checkout
 from tests.test_graph import copy
 from tests.test_slow_flow import (
@@ -42,16 +41,18 @@ class Served:
     port: int
     process: Any
 
+    @property
+    def api(self) -> str:
+        return f"http://127.0.0.1:{self.port}/api"
+
     def ask(self, path: str, body: Any = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        kind = {"Content-Type": "application/json"}
-        address = f"http://127.0.0.1:{self.port}/api/{path}"
-        with urllib.request.urlopen(urllib.request.Request(address, data, kind), timeout=10) as got:
-            return json.load(got)
+        answer = Server(self.api).ask(path, body)
+        assert answer is not None, f"no answer to {path}:\n{self.log}"
+        return answer
 
     def prefect(self, *arguments: str) -> Answer:
         command = (sys.executable, "-m", "prefect", "--no-prompt", *arguments)
-        return self.checkout.call(*command, PREFECT_API_URL=f"http://127.0.0.1:{self.port}/api")
+        return self.checkout.call(*command, PREFECT_API_URL=self.api)
 
     def start(self, deployment: str, **parameters: Any) -> str:
         """Ask for a run; returns its id."""

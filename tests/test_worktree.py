@@ -11,8 +11,10 @@ import pytest
 from components.errors import UserError
 from components.rating.store import Store
 from flows import worktree
+from flows.rest import Server
 from tests.conftest import Checkout
 from tests.test_bad_input import refused, without
+from tests.test_slow_flow import free_port
 
 KEPT = "stages: {make: {cmd: echo 1 > made, outs: [made]}}\n"
 
@@ -49,16 +51,19 @@ def test_a_worktree_has_the_branch_the_results_and_the_settings(
     Store(path / "references/ratings.sqlite", create=True)  # of people who label its pictures
     assert (here.root / ".djepa/ratings.sqlite").stat().st_size
 
-    assert worktree.remove_leftovers() == [], "this process is in it"
+    assert worktree.leftovers() == [], "this process is in it"
     run = worktree.runs()[0]
     with subprocess.Popen(["sleep", "60"]) as inside:
         os.chdir(here.root)
         os.utime(path, (time.time() - 61,) * 2)
-        assert worktree.remove_leftovers() == [], "another one is"
+        assert worktree.leftovers() == [], "another one is"
         inside.kill()
-    assert worktree.remove_leftovers() == [], "it was in use a moment ago"
+    assert worktree.leftovers() == [], "it was in use a moment ago"
     os.utime(path, (time.time() - 61,) * 2)
-    assert worktree.remove_leftovers() == [run]
+    assert worktree.leftovers() == [run]
+    worktree.give_up(Server(f"http://127.0.0.1:{free_port()}/api"))
+    assert worktree.leftovers() == [run], "no server was there to be told"
+    worktree.remove([run])
     assert not path.exists() and "worktrees" not in here.ok("git", "worktree", "list")
 
 
