@@ -66,7 +66,10 @@ def test_every_stage_left_its_files(micro: Checkout) -> None:
 
 
 def test_scores_come_with_floor_error_and_both_splits(micro: Checkout) -> None:
-    result = json.loads((micro.root / "metrics/evaluate/dpo.json").read_text())["geneval"]
+    evaluated = json.loads((micro.root / "metrics/evaluate/dpo.json").read_text())
+    trained = json.loads((micro.root / "metrics/train/phase1.json").read_text())
+    assert evaluated["parameters"] == trained["parameters"]
+    result = evaluated["geneval"]
     tasks = {"single_object", "two_object", "counting", "colors", "position", "color_attr"}
     assert set(result["tasks"]) == tasks
     assert 0 <= result["overall"] <= 1

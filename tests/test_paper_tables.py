@@ -27,7 +27,7 @@ from components.evaluation.tables import (
 )
 from components.scenes.tasks import TASKS
 
-PARAMS = {"seed": 7, "dpo": {"from": "r1"}}
+PARAMS = {"seed": 7}
 PART = {
     "overall": 0.25,
     "tasks": {task: 0.1 * i for i, task in enumerate(TASKS)},
@@ -48,8 +48,7 @@ SKILLS = (
     "differentiation,negation,universal,basic,advanced,all"
 )
 FOUND: dict[str, Any] = {
-    "train/r_1": {"parameters": 1_401_708},
-    "evaluate/r_1": {"geneval": WORLD},
+    "evaluate/r_1": {"geneval": WORLD, "parameters": 1_401_708},
     "compbench/r_1": {
         "benchmark": "T2I-CompBench++",
         "n": 900,
@@ -138,12 +137,12 @@ def test_a_score_of_the_embedded_world_never_stands_among_official_ones(
     ],
 )
 def test_what_counts_as_official(change: dict[str, Any], official: bool) -> None:
-    found = {"evaluate/dpo": {"geneval": OFFICIAL | change}, "train/r1": {"parameters": 2.6e9}}
+    found = {"evaluate/dpo": {"geneval": OFFICIAL | change, "parameters": 2_600_000_000}}
     (table,) = paper_tables(found, ["dpo"], PARAMS, None)
     row = ours(table)[0]
     assert ("†" not in row["0 Model"]) is official
     assert ("†" in "".join(table.notes)) is not official
-    assert row["2 #Params"] == "2.6B"  # of the model that preference optimisation goes on from
+    assert row["2 #Params"] == "2.6B"
     if official:
         assert any("Mask2Former" in note for note in table.notes)
 

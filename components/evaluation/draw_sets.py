@@ -1,6 +1,7 @@
 """A benchmark's pictures drawn into a folder, only what is missing: a killed run goes on."""
 
 import hashlib
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -236,6 +237,18 @@ def model_hash(model: Path) -> str:
                 stream, "sha256"
             ).hexdigest()
     return hash_of(digests)
+
+
+def network_parameters(model: Path) -> int | None:
+    """How many numbers a model's network has; None in a folder without one in safetensors."""
+    from safetensors import safe_open
+
+    counts = []
+    for file in sorted((model / "transformer").glob("*.safetensors")):
+        with safe_open(file, "numpy") as stored:  # reads the header alone
+            names = stored.keys()
+            counts += [math.prod(stored.get_slice(name).get_shape()) for name in names]
+    return sum(counts) if counts else None
 
 
 def _sampler(model: Path) -> dict[str, Any]:

@@ -10,7 +10,12 @@ import numpy as np
 from PIL import Image
 
 from components.errors import UserError
-from components.evaluation.draw_sets import claim, draw_missing, model_hash
+from components.evaluation.draw_sets import (
+    claim,
+    draw_missing,
+    model_hash,
+    network_parameters,
+)
 from components.evaluation.drawing import Pipeline, load_pipeline
 from components.evaluation.folder import RUN, write_prompt
 from components.evaluation.grid import grid
@@ -91,7 +96,8 @@ def evaluate(
     """Draw GenEval's tasks on the embedded world with a model and score them.
 
     Writes `samples_out` (official folders, results.jsonl, grid.png, seen/TASK.png) and
-    `metrics_out` ({"model", "size", "sampler", "geneval": see components/evaluation/scoring.py}).
+    `metrics_out` ({"model", "parameters": of its network, "size", "sampler", "geneval": see
+    components/evaluation/scoring.py}).
 
     Args:
         model: a diffusers folder.
@@ -129,6 +135,7 @@ def evaluate(
         metrics_out,
         {
             "model": samples_out.name,
+            "parameters": network_parameters(model),
             "size": str(settings["size"]),
             "sampler": dict(settings["sampler"]),
             "geneval": geneval,

@@ -55,9 +55,9 @@ def paper_tables(
 
     Args:
         found: metrics by path (see report.read_metrics): evaluate/NAME, compbench/NAME,
-            genai/NAME, train/NAME.
+            genai/NAME.
         names: the models in the report's order; others that were scored follow.
-        params: `seed` and `dpo.from` are read.
+        params: `seed` is read.
         ablation: reports/ablation/ablation.json, or None.
     """
     scored = [key.partition("/") for key in found]
@@ -115,8 +115,8 @@ def geneval_table(
     world: Rows = []
     notes = []
     for name in names:
-        size = _parameters(found, name, params)
-        geneval = found.get(f"evaluate/{name}", {}).get("geneval")
+        evaluated = found.get(f"evaluate/{name}", {})
+        size, geneval = _parameters(evaluated), evaluated.get("geneval")
         categories = found.get(f"compbench/{name}", {}).get("categories", {})
         compbench = [_spread(categories.get(c), 4) for c in CATEGORIES]
         if geneval and is_official(geneval):
@@ -167,7 +167,7 @@ def geneval_table(
                 "NTP: next-token prediction. Ours: overall (mean of the tasks) and T2I-CompBench++ "
                 "± standard error over prompts; n: GenEval's pictures; seeds: of training "
                 f"(here seed {params['seed']}); chance: the same pictures under other prompts of "
-                "their task; #Params: all that is trained.",
+                "their task; #Params: of the network that draws.",
                 *notes,
             ],
         )
@@ -260,11 +260,8 @@ def _scorer(geneval: Mapping[str, Any]) -> str:
     return str(by.get("detector") or f"boxes of {by.get('detections', 'an unnamed source')}")
 
 
-def _parameters(found: Mapping[str, Any], name: str, params: Mapping[str, Any]) -> str:
-    """Of the model; preference optimisation has those of the model that it goes on from."""
-    known = found.get(f"train/{name}", {}).get("parameters")
-    if known is None and name == "dpo":
-        known = found.get(f"train/{params.get('dpo', {}).get('from')}", {}).get("parameters")
+def _parameters(evaluated: Mapping[str, Any]) -> str:
+    known = evaluated.get("parameters")
     if known is None:
         return NONE
     return f"{known / 1e9:.1f}B" if known >= 1e9 else f"{known / 1e6:.1f}M"
