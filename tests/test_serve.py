@@ -9,6 +9,7 @@ from base64 import b64encode
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -113,6 +114,55 @@ def test_a_server_whose_database_is_locked_is_asked_again(monkeypatch: pytest.Mo
         assert asked.ask("create", {}) is None and len(heard) == 6, "it gives up in the end"
         assert asked.ask("create", {}) is None and len(heard) == 7, "what is not there stays away"
         server.shutdown()
+
+
+@pytest.mark.parametrize("body", [b'{"id": "ru', b"<html>"])
+def test_a_server_that_ends_in_the_middle_of_its_answer_gives_none(body: bytes) -> None:
+    """`make serve` itself asks: an error there would end it, and with it all runs."""
+
+    class Ending(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "100" if body.startswith(b"{") else str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    with HTTPServer(("127.0.0.1", 0), Ending) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        asked = Server(f"http://127.0.0.1:{server.server_port}/api")
+        assert asked.ask("health") is None
+        assert asked.end("run", "CRASHED", "gone") is False, "it has still to be said"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("found", "told"), [("PAUSED", True), ("RUNNING", True), ("FAILED", False), (None, False)]
+)
+def test_a_run_whose_process_is_gone_is_over_in_whatever_state_it_was(
+    monkeypatch: pytest.MonkeyPatch, found: str | None, told: bool
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def ask(self: Server, path: str, body: Any = None, method: str | None = None) -> Any:
+        asked[path] = body
+        return [{"state_type": found}] if found else []
+
+    monkeypatch.setattr(Server, "ask", ask)
+    assert Server("http://127.0.0.1:1/api").end("7", "CRASHED", "gone")
+    state = asked.get("flow_runs/7/set_state")
+    assert (state["state"]["type"] == "CRASHED") if told else state is None
+
+
+def test_a_locked_database_is_not_taken_for_a_run_that_nobody_knows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The server is well by its own account then: it looks into no database for that."""
+
+    def ask(self: Server, path: str, body: Any = None, method: str | None = None) -> Any:
+        return True if path == "health" else None
+
+    monkeypatch.setattr(Server, "ask", ask)
+    assert Server("http://127.0.0.1:1/api").end("7", "CRASHED", "gone") is False
 
 
 def test_a_stage_that_another_process_runs_is_waited_for(
