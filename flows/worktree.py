@@ -37,15 +37,14 @@ def add(branch: str, deployed: str) -> Path:
     """A new worktree at the branch's commit, with the results that DVC's cache has for it.
 
     Its id is the flow run's where Prefect started this process; `deployed` is the commit that the
-    run's deployment was made from. Worktrees of runs that are gone are removed.
+    run's deployment was made from. Worktrees of runs that are gone are removed, by a run alone: by
+    hand nobody would tell the server of them.
 
     Raises UserError where there is no such branch, or the flow there takes other parameters.
     """
     root = checkout()
     if RUN in os.environ:
         give_up(Server(os.environ["PREFECT_API_URL"]))
-    else:
-        remove(leftovers())
     found = _git("rev-parse", "--verify", "--quiet", f"{branch}^{{commit}}", cwd=root)
     commit = found.stdout.strip()
     if found.returncode:
@@ -118,7 +117,8 @@ def _of(run: str) -> Path:
 
 def runs() -> list[str]:
     """The ids of the runs that have a worktree on this machine."""
-    return [path.name.removeprefix(_HERE) for path in folder().glob(f"{_HERE}*")]
+    # Of just a run's id: another machine's name may begin with this one's.
+    return [path.name.removeprefix(_HERE) for path in folder().glob(f"{_HERE}{'?' * 36}")]
 
 
 def leftovers() -> list[str]:

@@ -1,9 +1,11 @@
 """Worktrees of scheduled runs, made and removed in a real checkout."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -72,9 +74,14 @@ def test_a_branch_that_is_gone_is_said_with_the_way_out(
 ) -> None:
     monkeypatch.chdir(checkout.root)
     monkeypatch.setenv("DJEPA_HOME", str(checkout.root / ".djepa"))
+    gone, theirs = str(uuid.uuid4()), f"2-{uuid.uuid4()}"  # of the machine NAME-2
+    for run in (gone, theirs):
+        path = worktree.folder() / f"{socket.gethostname()}-{run}"
+        path.mkdir(parents=True)
+        os.utime(path, (time.time() - 61,) * 2)
     with pytest.raises(UserError, match=r"no branch or commit nowhere .* `make serve`"):
         worktree.add("nowhere", "HEAD")
-    assert worktree.runs() == []
+    assert worktree.runs() == [gone], "by hand nobody can be told that its run is over"
 
 
 def test_a_scheduled_run_without_a_package_says_which(checkout: Checkout, tmp_path: Path) -> None:
