@@ -19,10 +19,12 @@ from pathlib import Path
 import psutil
 
 from components.errors import Busy, UserError
+from components.files import remove_folder
 from components.processes import occupied, only_one
 
 DAY = 86400  # seconds
-SNAPSHOT = re.compile(r"[0-9a-f]{16}")  # of a name in DJEPA_HOME/resume
+# Of a name in DJEPA_HOME/resume, and of one whose removal was cut off.
+SNAPSHOT = re.compile(r"[0-9a-f]{16}(\.old\.tmp-\d+)?")
 # Of a file or folder that was being written: by a process, by a curation, by the contract.
 TEMPORARY = re.compile(r".+\.tmp-(?P<by>\d+|[0-9a-f]{16}|tables)")
 # Not looked into: others' folders, and those that have a rule of their own.
@@ -66,7 +68,7 @@ def remove(one: Leftover, root: Path) -> bool:
     if one.kind == "snapshot":
         try:
             with only_one(_lock(one.path), f"The clean-up of {one.path}"):
-                shutil.rmtree(one.path, ignore_errors=True)
+                remove_folder(one.path)  # a stage that finds one goes on from it
         except Busy:
             return False
     elif one.kind == "worktree":

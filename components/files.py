@@ -41,7 +41,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; it replaces `path` when the block ends well."""
+    """Yield a temporary folder beside `path`; it replaces `path` when the block ends well.
+
+    What was there is moved aside and then removed: a kill leaves no half of it under its name.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
@@ -49,11 +52,28 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        aside = _aside(path)
         if path.exists():
-            shutil.rmtree(path)
+            os.replace(path, aside)
         os.replace(temporary, path)
+        shutil.rmtree(aside, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, if it is there, so that a kill leaves no half of it under its name."""
+    aside = _aside(Path(path))
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(path, aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(path: Path) -> Path:
+    """A free name for a folder that is to go."""
+    aside = path.with_name(f"{path.name}.old.tmp-{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)  # of a killed process with this number
+    return aside
 
 
 def write_json(path: Path, value: Any) -> None:

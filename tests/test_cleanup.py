@@ -56,6 +56,7 @@ def test_only_what_nobody_uses_goes(root: Path) -> None:
     resume, trees = home / "resume", home / "worktrees"
     goes = [
         put(resume / "0123456789abcdef", 8, 4000),
+        put(resume / f"00112233445566aa.old.tmp-{2**22 + 1}", 8),  # its removal was cut off
         put(trees / f"{HOST}-gone", 8),
         put(root / ".dvc/tmp/exps/standalone/tmpgone", 8),
         put(root / f"samples/r1.tmp-{2**22 + 1}", 8),  # no process has such a number

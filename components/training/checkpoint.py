@@ -10,7 +10,6 @@ torch.distributed.checkpoint reads both, into any number of processes.
 import copy
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from torch.distributed.tensor import DTensor
 
 from components.errors import UserError
 from components.feedback.ledger import Ledger
-from components.files import atomic_folder, read_json, write_json
+from components.files import atomic_folder, read_json, remove_folder, write_json
 from components.model.build import build_network
 from components.model.djepa import DJEPA, Encoder
 from components.model.network import Network
@@ -220,11 +219,11 @@ class Snapshots:
         if self.place.leads:
             for other in self.folder.glob("step-*"):
                 if other != path:
-                    shutil.rmtree(other, ignore_errors=True)
+                    remove_folder(other)
 
     def clear(self) -> None:
         """Remove them all: the stage has ended well."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_folder(self.folder)
 
 
 def _sharded(training: Training) -> bool:
