@@ -25,6 +25,7 @@ from components.tracking import (
     LOCK,
     PROBLEM,
     amend,
+    flatten,
     is_over,
     noted,
     place,
@@ -135,7 +136,10 @@ class Delivery:
                 tags=with_group(self.mlflow, run["family"], pipeline["tags"]),
                 run_name=pipeline["name"],
             ).info.run_id
-            MlflowTracker(self.mlflow, found).log_params(pipeline["params"])
+        # Also of one that is found: who made it may have been killed before it sent them.
+        sent, params = self.mlflow.get_run(found).data.params, flatten(pipeline["params"])
+        lacking = {name: value for name, value in params.items() if name not in sent}
+        MlflowTracker(self.mlflow, found).log_params(lacking)
         return found
 
     def _take(self, kind: str, records: Sequence[Mapping[str, Any]]) -> None:

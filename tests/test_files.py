@@ -1,4 +1,4 @@
-"""Folders are whole or absent under their names, whenever the process that writes them is killed."""
+"""Folders are whole or absent under their names, whenever a process is killed."""
 
 import signal
 import subprocess

@@ -18,7 +18,7 @@ import pytest
 from components import sending, tracking
 from components.errors import explain, without_password
 from components.registered import find, pinned
-from components.runs import client, experiment_name, open_run
+from components.runs import MlflowTracker, client, experiment_name, open_run
 from components.tracking import flatten, queue, stage_run, wait_sent, waiting
 
 PARAMS = {
@@ -108,6 +108,26 @@ def test_second_stage_joins_the_parent_of_the_first(home: Path) -> None:
     assert len(found) == 3
     parents = {found[n].data.tags["mlflow.parentRunId"] for n in ("curate", "encode")}
     assert len(parents) == 1
+
+
+def test_a_parent_gets_the_parameters_that_a_killed_process_did_not_send(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Kill(BaseException):
+        pass
+
+    def killed(*arguments: object) -> None:
+        raise Kill
+
+    with stage_run("curate", PARAMS, {}):
+        pass
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowTracker, "log_params", killed)
+        with pytest.raises(Kill):
+            sending.Sender(queue()).look(waiting(queue()))
+    assert all_runs()["micro seed 0"].data.params == {}, "it is made, and no more"
+    sending.main(queue())
+    assert all_runs()["micro seed 0"].data.params["training.batch.size"] == "4"
 
 
 def test_a_run_is_seen_while_it_is_written_and_sent_once_by_processes_that_are_killed(
