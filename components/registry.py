@@ -5,7 +5,8 @@ hash. A stage cannot know the hash of its own output, so this is done after the 
 dvc.lock: `versions` reads the checkout, without MLflow; `register` writes to the registry.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -168,10 +169,23 @@ def register(
         client.set_registered_model_alias(name, NEWEST, known[name][digest])
 
 
+@contextmanager
+def made_meanwhile() -> Iterator[None]:
+    """Inside, what another process makes in this very moment need not be made."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
 def _versions(client: Any, name: str) -> dict[str, Any]:
     """The number of each version by its DVC hash; makes the registered model if need be."""
     if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name, description=ABOUT[name])
+        with made_meanwhile():
+            client.create_registered_model(name, description=ABOUT[name])
     found: dict[str, Any] = {}
     token = None
     while True:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from components.home import djepa_home
+from components.registry import made_meanwhile
 from components.runs_view import FAMILY, VIEWS, describe_experiment, view_page
 from components.tracking import Tracker, flatten, store
 
@@ -87,9 +88,11 @@ def experiment(client: Any, family: str) -> str:
     if found:
         return found.experiment_id
     place = None if os.environ.get("MLFLOW_TRACKING_URI") else str(djepa_home() / "artifacts")
-    made = client.create_experiment(name, artifact_location=place)
+    with made_meanwhile():
+        client.create_experiment(name, artifact_location=place)
+    made = str(client.get_experiment_by_name(name).experiment_id)
     describe_experiment(client, made, family)
-    return str(made)
+    return made
 
 
 def newest(client: Any, family: str, tags: Mapping[str, str]) -> str | None:

@@ -9,7 +9,7 @@ import yaml
 from components import sending, tracking
 from components.files import write_json
 from components.registry import CRITIC, MODEL, NEWEST
-from components.runs import client
+from components.runs import client, experiment_name
 from components.tracking import complete_parent, queue, remember, stage_run
 
 PARAMS = {"scale": "micro", "family": "micro", "ablation": "none", "seed": 0}
@@ -101,6 +101,26 @@ def test_a_critic_made_elsewhere_is_registered_without_a_run(here: Path) -> None
     locked(r1="aa.dir")
     version = report()["aa.dir"]
     assert not version.run_id and version.source.endswith("critics/r1")
+
+
+def test_what_another_machine_makes_in_the_same_moment_loses_nothing(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both looked before either had made the experiment and the registered model."""
+    store = client()
+    store.create_experiment(experiment_name("micro"))
+    store.create_registered_model(CRITIC)
+    find, looks = mlflow.MlflowClient.get_experiment_by_name, []
+
+    def look(self: mlflow.MlflowClient, name: str) -> object:
+        looks.append(name)
+        return None if len(looks) == 1 else find(self, name)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "get_experiment_by_name", look)
+    monkeypatch.setattr(mlflow.MlflowClient, "search_registered_models", lambda *words: [])
+    train("r1")
+    locked(r1="aa.dir")
+    assert set(report()) == {"aa.dir"}
 
 
 def test_without_a_lock_the_report_does_not_fail(here: Path) -> None:
