@@ -23,6 +23,7 @@ from typing import Any
 
 from components.errors import UserError, explain, needed, say
 from components.home import djepa_home
+from flows.deployments import FILE, deploy
 from flows.guard import PATIENCE, guarded
 from flows.rest import Server
 from flows.worktree import GONE, give_up, runs
@@ -31,7 +32,6 @@ with needed("serve", __name__):
     import psutil
     import yaml
 
-FILE = Path("prefect.yaml")
 HOST = "127.0.0.1"
 START = 180  # seconds that the server may take to answer: its first start makes the database
 EVERY = 10  # seconds between two looks for runs whose process is gone
@@ -130,38 +130,6 @@ def check(port: int) -> None:
                 f"Port {port} of {HOST} is taken, perhaps by another `make serve`: stop that one, "
                 f"or choose another port with `make serve PORT={port + 1}`."
             ) from error
-
-
-def deploy(environment: Mapping[str, str], server: Server) -> None:
-    """Deploy prefect.yaml; a schedule that somebody switched off on its page stays off.
-
-    Raises UserError with Prefect's last words where that fails.
-    """
-    off = {key for key, schedule in _schedules(server) if not schedule["active"]}
-    answer = subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
-        env=dict(environment),
-        capture_output=True,
-        text=True,
-    )
-    if answer.returncode:
-        lines = [line.strip(" │\t") for line in (answer.stdout + answer.stderr).splitlines()]
-        last = [line for line in lines if line][-1:]
-        raise UserError(
-            f"Prefect could not deploy {FILE} ({''.join(last) or 'no reason given'}): mend it and "
-            f"run `make serve` again."
-        )
-    for key, schedule in _schedules(server):
-        if key in off and schedule["active"]:
-            path = f"deployments/{key[0]}/schedules/{schedule['id']}"
-            server.ask(path, {"active": False}, "PATCH")
-            print(f"The schedule {schedule['slug']} is off, as before", flush=True)
-
-
-def _schedules(server: Server) -> list[tuple[tuple[str, str], dict[str, Any]]]:
-    """Of all deployments: (the deployment's id, the schedule's name), the schedule."""
-    found = server.ask("deployments/filter", {}) or []
-    return [((entry["id"], each["slug"]), each) for entry in found for each in entry["schedules"]]
 
 
 def _wait(what: str, done: Callable[[], bool], process: Process, stop: threading.Event) -> None:
