@@ -8,6 +8,7 @@ from threading import Event, Thread
 from typing import Any
 from uuid import UUID
 
+from httpx import HTTPError  # what Prefect's client raises
 from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.exceptions import NotPausedError
@@ -71,8 +72,9 @@ class _Watch(Thread):
         except Exception as problem:
             self.problem = problem
         while not self.ended.wait(1):
-            # Not paused yet, or somebody pressed Resume in the same moment.
-            with suppress(NotPausedError):
+            # Not paused yet, or somebody pressed Resume in the same moment; or the server is
+            # busy, and without a second try the run would wait for ever.
+            with suppress(NotPausedError, HTTPError):
                 resume_flow_run(self.run_id)
 
     def _look(self) -> None:
@@ -81,8 +83,9 @@ class _Watch(Thread):
             done = self.labelling.done()
             if done != before:
                 share = min(1.0, done / self.labelling.least)
-                update_progress_artifact(self.shown, 100 * share)
-                before = done
+                with suppress(HTTPError):  # shown at the next look
+                    update_progress_artifact(self.shown, 100 * share)
+                    before = done
             self.over = done < self.labelling.least and time.monotonic() >= end
             if self.over or done >= self.labelling.least:
                 return

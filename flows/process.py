@@ -80,8 +80,6 @@ def run(
     """
     log = get_run_logger()
     last, code = "no output", None
-    if _stopping.is_set():
-        raise StageFailed(name, -signal.SIGTERM, "the flow is being stopped")
     process = subprocess.Popen(
         guarded(command),
         stdout=subprocess.PIPE,
@@ -93,6 +91,9 @@ def run(
     _running.add(process)
     assert process.stdout is not None
     try:
+        # Only now: one that `stop_all` did not find among those that run would go on for hours.
+        if _stopping.is_set():
+            raise StageFailed(name, -signal.SIGTERM, "the flow is being stopped")
         for line in process.stdout:
             line = line.rstrip()
             if line:

@@ -241,6 +241,7 @@ def _keep(kept: Sequence[Process], server: Server, stop: threading.Event) -> Non
             code = process.running.poll()
             if code is not None:
                 print(f"{process.name} ended (exit code {code}): starting it again", flush=True)
+                process.stop()  # its guard alone may have been killed, and it have the port still
                 stop.wait(REST)
                 process.start()
         if time.monotonic() - looked > EVERY:

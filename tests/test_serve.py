@@ -1,5 +1,7 @@
 """What `make serve` finds on a machine, and what it refuses; test_slow_serve.py has it running."""
 
+import logging
+import os
 import re
 import socket
 import subprocess
@@ -7,10 +9,13 @@ import sys
 import threading
 from base64 import b64encode
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import psutil
 import pytest
 import yaml
 
@@ -18,7 +23,7 @@ from components.compose import PARAMS
 from components.errors import BUSY, Busy
 from components.files import read_yaml
 from components.processes import only_one
-from flows import rest, serve
+from flows import deployments, rest, serve
 from flows.command import StageFailed
 from flows.rest import Server
 from tests.conftest import ROOT
@@ -225,7 +230,7 @@ def test_the_form_of_each_deployment_knows_types_and_bounds() -> None:
     from prefect.utilities.callables import parameter_schema
 
     bounds = {}
-    for entry in yaml.safe_load((ROOT / serve.FILE).read_text())["deployments"]:
+    for entry in yaml.safe_load((ROOT / deployments.FILE).read_text())["deployments"]:
         # As `prefect deploy` does.
         shown = parameter_schema(load_flow_from_entrypoint(entry["entrypoint"])).properties
         assert all({"type", "anyOf"} & set(each) for each in shown.values()), entry["name"]
@@ -258,3 +263,80 @@ def test_the_wait_lasts_until_dvc_has_kept_the_result() -> None:
         wait_for_other(f"The stage phase1 is being run by process {pid} in /here: wait for it")
         assert other.poll() is not None
     wait_for_other("The stage phase1 is being run by another process")
+
+
+def test_what_a_killed_guard_leaves_ends_before_it_is_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept = serve.Process("server", ["sleep", "60"], dict(os.environ))
+    kept.start()
+    guard, stop = psutil.Process(kept.running.pid), threading.Event()
+    while not guard.children():
+        kept.running.poll()
+    (below,) = guard.children()
+    guard.kill()
+    kept.running.wait()
+    monkeypatch.setattr(serve, "REST", 0)
+    monkeypatch.setattr(serve, "give_up", lambda server: None)
+    monkeypatch.setattr(kept, "start", stop.set)
+    serve._keep([kept], Server("http://127.0.0.1:1/api"), stop)
+    try:
+        psutil.wait_procs([below], 10)
+        assert not below.is_running()
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            below.kill()
+
+
+def test_a_command_that_starts_as_all_are_stopped_is_stopped_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from flows import process
+
+    start = subprocess.Popen
+
+    def late(*command: Any, **options: Any) -> Any:
+        process.stop_all()
+        return start(*command, **options)
+
+    monkeypatch.setattr(process, "get_run_logger", lambda: logging.getLogger("test"))
+    monkeypatch.setattr(process, "_stopping", threading.Event())
+    monkeypatch.setattr(process.subprocess, "Popen", late)
+    with pytest.raises(StageFailed, match="is being stopped"):
+        process.run("sleep", ["sleep", "20"])
+
+
+def test_people_are_waited_for_though_a_request_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    from httpx import ReadTimeout
+
+    from flows import people
+
+    class Labels:
+        references, least, given = Path("references/r1"), 2, 0
+
+        def done(self) -> int:
+            self.given += 1
+            return self.given
+
+    asked: list[str] = []
+
+    def failing(*words: Any) -> None:
+        asked.append("shown")
+        raise ReadTimeout("the database is locked")
+
+    def resume(run: Any) -> None:
+        asked.append("resume")
+        if asked.count("resume") == 1:
+            raise ReadTimeout("the database is locked")
+        watch.ended.set()
+
+    shown = uuid4()
+    monkeypatch.setattr(people, "create_progress_artifact", lambda *words: shown)
+    monkeypatch.setattr(people, "update_progress_artifact", failing)
+    monkeypatch.setattr(people, "resume_flow_run", resume)
+    monkeypatch.setattr(people.flow_run, "get_id", lambda: str(shown))
+    watch = people._Watch(Labels(), "words", 60, 0.01)  # type: ignore[arg-type]
+    watch.start()
+    watch.join(20)
+    assert not watch.is_alive() and asked == ["shown", "shown", "resume", "resume"]
+    assert watch.end() is False, "nothing went wrong that the run has to end for"
