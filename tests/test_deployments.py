@@ -8,16 +8,18 @@ import pytest
 
 from components.errors import UserError
 from flows import deployments
+from flows.rest import Server
 
 
 class Kill(BaseException):
     """Stands for a signal: nothing in the program catches it."""
 
 
-class Schedules:
+class Schedules(Server):
     """A server with one deployment, whose schedule each deploying switches on."""
 
     def __init__(self) -> None:
+        super().__init__("http://127.0.0.1:1/api")
         self.active, self.away = False, False
 
     def deploy(self, *command: Any, **options: Any) -> subprocess.CompletedProcess[str]:
