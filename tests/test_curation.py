@@ -4,6 +4,7 @@ import copy
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -200,6 +201,30 @@ def test_killed_run_goes_on_in_two_processes_and_gives_the_same_bytes(
     curate(data, tmp_path / "out", params(workers=2), Tracker())
     assert digest(tmp_path / "out") == digest(curated)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_kill_as_an_older_result_is_removed_leaves_no_half_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = raw(tmp_path / "data", shards=2)
+    out = tmp_path / "out"
+    curate(data, out, params(), Tracker())
+    expected = digest(out)
+
+    real = shutil.rmtree
+
+    def killed(path: Path, ignore_errors: bool = False) -> None:
+        if (path / "manifest.parquet").exists() and ".tmp-" not in path.parent.name:
+            (path / "manifest.parquet").unlink()
+            raise KeyboardInterrupt
+        real(path, ignore_errors=ignore_errors)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        curate(data, out, params(), Tracker())
+    assert not out.exists()
+    curate(data, out, params(), Tracker())
+    assert digest(out) == expected
 
 
 def test_input_that_changes_under_a_killed_run_is_read_anew(

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from components.files import atomic_file
+
 OUT_OF_MEMORY = "out of memory"
 
 
@@ -32,7 +34,8 @@ class Results:
                 self.lines[name(line["case"])] = line
         for file in self.files:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text("".join(json.dumps(line) + "\n" for line in self.lines.values()))
+            with atomic_file(file) as temporary:
+                temporary.write_text("".join(json.dumps(v) + "\n" for v in self.lines.values()))
 
     def has(self, case: Mapping[str, Any]) -> bool:
         """Whether it was measured or is skipped; a case that ended in an error is tried again."""

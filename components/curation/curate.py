@@ -21,7 +21,7 @@ from components.curation.report import markdown, write_report
 from components.curation.sources import Unit, find_units, fingerprint
 from components.curation.summary import Summary
 from components.errors import UserError
-from components.files import atomic_file, hash_of, read_json, write_json
+from components.files import atomic_file, hash_of, read_json, remove_folder, write_json
 from components.tracking import Tracker
 
 INPUTS = "inputs.txt"
@@ -219,8 +219,7 @@ def _join(parts: Iterable[Path], path: Path, schema: pa.Schema) -> None:
 
 def _publish(work: Path, out: Path) -> None:
     """Give the result its name; the passes' own files go."""
+    remove_folder(out)
     (work / INPUTS).unlink()  # a run killed from here on is no longer one to go on with
-    if out.exists():
-        shutil.rmtree(out)
     os.replace(work / "result", out)
     shutil.rmtree(work, ignore_errors=True)

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from components.errors import UserError
 from components.feedback.pair_set import PairSet, draw_or_read
-from components.files import atomic_folder, hash_of, read_json, write_json
+from components.files import atomic_folder, hash_of, read_json, remove_folder, write_json
 from components.model import DJEPAPipeline
 from components.tracking import Tracker
 from components.training.policy import Adapter, Policy, WholeModel
@@ -91,7 +91,7 @@ def dpo(
         if (Path(state_out) / name).exists():
             tracker.log_artifact(Path(state_out) / name)
     write_json(Path(metrics_out), figures)
-    shutil.rmtree(resume_dir, ignore_errors=True)
+    remove_folder(Path(resume_dir))  # half of its pairs would be taken for all of them
     return figures
 
 
