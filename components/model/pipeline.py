@@ -108,11 +108,12 @@ class DJEPAPipeline(LoraMixin):
         """Write the pipeline's folder, with a model card, whole or not at all.
 
         facts: what the card is to say about the training, by name, such as scale, images seen or
-        scores. UserError while a LoRA adapter is loaded, whose weights lie among the network's.
+        scores. UserError while a LoRA adapter is loaded, whose weights lie among the network's,
+        and for a folder that holds something else than a model, which would be lost.
         """
         self.refuse_adapter("save_pretrained")
         parts = {n: [type(p).__module__, type(p).__name__] for n, p in self.components.items()}
-        with atomic_folder(Path(folder)) as target:
+        with atomic_folder(Path(folder), "model_index.json") as target:
             self.transformer.save_pretrained(target / "transformer")
             self.tokenizer.save_pretrained(target / "tokenizer")
             self.text_encoder.save_pretrained(target / "text_encoder")
