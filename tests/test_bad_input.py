@@ -110,7 +110,10 @@ def test_impossible_values_in_the_file_are_named(name: str, value: object) -> No
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("curation.resolution.shorter_side=abc", r"shorter_side='abc' does not fit.* has [0-9]+ there"),
+        (
+            "curation.resolution.shorter_side=abc",
+            r"shorter_side='abc' does not fit.* has [0-9]+ there",
+        ),
         ("curation.resolution.shorter_side=-5", "shorter_side is -5: .* from 0 on"),
         ("curation.skip=text", r"skip='text' does not fit.* \[\] "),
         ("~curation", "'~curation' takes out"),
