@@ -249,7 +249,9 @@ def summary() -> None:
 
 
 @app.command()
-def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1")] = 5000) -> None:
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1")] = 5000,
+) -> None:
     """Open the MLflow UI on this project's runs (127.0.0.1; Ctrl-C stops it)."""
     from components.home import djepa_home
     from components.runs import runs_pages

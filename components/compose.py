@@ -10,13 +10,16 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from components.errors import UserError
 from components.files import atomic_file, hash_of, read_yaml
 from components.limits import check, numbers
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
 
 TREE = Path("params")
 CONFIG = "config.yaml"
@@ -43,11 +46,17 @@ def _composed(tree: Path, overrides: Sequence[str]) -> str:
                 str(target), str(tree.resolve()), None, "config", folder, list(overrides)
             )
         except Exception as error:
-            # Hydra has no common base class for its own errors; each first line is a sentence.
-            first = str(error).strip().splitlines()[0]
+            # Hydra has no common base class for its own errors; the first line says what is
+            # wrong, and below a group's unknown option stand those there are.
+            first, *rest = str(error).strip().splitlines()
+            known = ""
+            lines = [line.strip() for line in rest if line.strip()]
+            if lines and lines[0].startswith("Available options"):
+                known = f" (there are {', '.join(lines[1:])})"
             raise UserError(
-                f"The parameters in {TREE}/ do not compose with {list(overrides)}: {first} "
-                f"Look the names up in {TREE}/ and give them as NAME=VALUE."
+                f"The parameters in {TREE}/ do not compose with {list(overrides)}: "
+                f"{first.rstrip('.')}{known}. Look the names up in {TREE}/ and give them as "
+                "NAME=VALUE."
             ) from error
         return target.read_text()
 
@@ -107,7 +116,11 @@ def _make_label_files(root: Path, params: Mapping[str, Any]) -> None:
             print(f"{file}: empty, for what people say of the round's pictures (docs/critic.md)")
 
 
-def _select(root: Path, overrides: Sequence[str]) -> None:
+def _parsed(tree: Path, overrides: Sequence[str]) -> tuple[list["Override"], list["Override"]]:
+    """The overrides of whole groups, and those of single values.
+
+    UserError for what is none, and for `~NAME`, which takes out what a command or stage reads.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import OverrideParseException
 
@@ -115,26 +128,50 @@ def _select(root: Path, overrides: Sequence[str]) -> None:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except OverrideParseException as error:
         raise UserError(f"{error} Write overrides as NAME=VALUE.") from error
-    groups = {item.name for item in (root / TREE).iterdir() if item.is_dir()}
-    chosen_groups = [o for o in parsed if o.key_or_group in groups]
-    chosen_values = [o for o in parsed if o.key_or_group not in groups]
+    for override in parsed:
+        if override.is_delete():
+            raise UserError(
+                f"{override.input_line!r} takes out what is read: every parameter of {TREE}/ is "
+                "needed. Give it another value, as NAME=VALUE."
+            )
+    groups = {item.name for item in tree.iterdir() if item.is_dir()}
+    return (
+        [o for o in parsed if o.key_or_group in groups],
+        [o for o in parsed if o.key_or_group not in groups],
+    )
+
+
+def _checked(tree: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """The tree with these overrides, their values held against the kinds that the tree has there.
+
+    UserError for a word in a number's place, and the like.
+    """
+    wanted: dict[str, Any] = yaml.safe_load(_composed(tree, overrides))
+    chosen_groups, chosen_values = _parsed(tree, overrides)
+    if chosen_values:
+        base = yaml.safe_load(_composed(tree, [str(o.input_line) for o in chosen_groups]))
+        for override in chosen_values:
+            path = override.key_or_group.split(".")
+            _check_type(override.key_or_group, _leaf(base, path), _leaf(wanted, path))
+    check(wanted)
+    return wanted
+
+
+def _select(root: Path, overrides: Sequence[str]) -> None:
+    chosen_groups, chosen_values = _parsed(root / TREE, overrides)
     values: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         # With the standing choice out of the way, Hydra itself checks names and options.
         tree = Path(folder) / TREE
         shutil.copytree(root / TREE, tree)
         (tree / SELECTED.name).write_text(HEADER)
-        base = yaml.safe_load(_composed(tree, [str(o.input_line) for o in chosen_groups]))
-        wanted = yaml.safe_load(_composed(tree, list(overrides)))
+        wanted = _checked(tree, overrides)
     for override in chosen_values:
         path = override.key_or_group.split(".")
-        after = _leaf(wanted, path)
-        _check_type(override.key_or_group, _leaf(base, path), after)
         branch = values
         for part in path[:-1]:
             branch = branch.setdefault(part, {})
-        branch[path[-1]] = after
-    check(wanted)
+        branch[path[-1]] = _leaf(wanted, path)
     chosen: dict[str, Any] = {}
     if chosen_groups:
         chosen["defaults"] = [{f"override /{o.key_or_group}": o.value()} for o in chosen_groups]
@@ -189,9 +226,7 @@ def composed(overrides: Sequence[str], root: Path = Path()) -> dict[str, Any]:
     Raises:
         UserError: as `compose`.
     """
-    params = yaml.safe_load(_composed(root / TREE, list(overrides)))
-    check(params)
-    return params
+    return _checked(root / TREE, overrides)
 
 
 def defaults(overrides: Sequence[str]) -> dict[str, Any]:
@@ -211,9 +246,7 @@ def defaults(overrides: Sequence[str]) -> dict[str, Any]:
             config = yaml.safe_load((tree / CONFIG).read_text())
             config["defaults"] = [d for d in config["defaults"] if "scale" not in d]
             (tree / CONFIG).write_text(yaml.safe_dump(config))
-        params = yaml.safe_load(_composed(tree, overrides))
-    check(params)
-    return params
+        return _checked(tree, overrides)
 
 
 def _differing(ours: str, composed: str) -> str:

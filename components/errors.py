@@ -11,6 +11,8 @@ REFUSED = 2  # exit code for what is not a defect of the program; a retry does n
 BUSY = 75  # exit code for what another process is at: a retry later helps (EX_TEMPFAIL)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Libraries that write through Rust, C++ or SQLite keep the system's words, not its number.
+# What stands at a path is of another kind than what was to be written or read there.
+IN_THE_WAY = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 FULL_WORDS = ("no space left on device", "disk quota exceeded", "database or disk is full")
 OURS = ("components", "flows")
 
@@ -38,12 +40,18 @@ def first_line(error: BaseException) -> str:
 
 
 def explain(error: BaseException) -> str | None:
-    """The sentence for a mistake, a missing package, a full disk or a store of MLflow's that is
-    away; None for all other errors."""
+    """The sentence for a mistake, a missing package, a full disk, a path that cannot be written or
+    read, or a store of MLflow's that is away; None for all other errors."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, ImportError):
         return _missing_package(error)
+    if isinstance(error, IN_THE_WAY) and error.filename is not None:
+        # Of a rename the second is the name that was asked for.
+        return (
+            f"{error.filename2 or error.filename} cannot be written or read "
+            f"({str(error.strerror).lower()}): name another path, or make way there."
+        )
     # Where closing a file or a run fails too, that second error is the one that is raised.
     cause: BaseException | None = error
     while cause is not None:

@@ -5,13 +5,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from components.errors import FULL
+from components.errors import FULL, UserError
 
 
 @contextlib.contextmanager
@@ -39,13 +39,30 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def refuse_other(path: Path, ours: Sequence[str]) -> None:
+    """UserError for a path that is to be replaced and is neither absent, nor an empty folder, nor
+    one with any of the files `ours`: what a user keeps there would be lost."""
+    if not path.exists() or any((path / name).exists() for name in ours):
+        return
+    if not path.is_dir() or any(path.iterdir()):
+        raise UserError(
+            f"{path} holds something else (no {' or '.join(ours)}), which would be overwritten: "
+            "name another folder, or empty that one."
+        )
+
+
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, ours: str | None = None) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; it replaces `path` when the block ends well.
 
     What was there is moved aside and then removed: a kill leaves no half of it under its name.
+
+    ours: for a `path` that a user names, the file by which a folder is known as an earlier one of
+    the kind. UserError for any other that is not empty: all that it holds would be lost.
     """
     path = Path(path)
+    if ours:
+        refuse_other(path, (ours,))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -53,6 +53,23 @@ def parse_size(size: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def _check_out(out: Path) -> None:
+    """Refuse, before anything is drawn, a name that no picture can be written under."""
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder: name a file in it, such as {out / 'a.png'}.")
+    if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
+        raise UserError(
+            f"--out {out} does not say which kind of picture: end it in .png, such as "
+            f"{out.with_suffix('.png')}."
+        )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(
+            f"--out {out} cannot be written: {error.filename} is a file, no folder. Name another."
+        ) from error
+
+
 def generate(
     prompt: str,
     model: Path | None,
@@ -83,15 +100,19 @@ def generate(
         The PNG files written.
 
     Raises:
-        UserError: no such model or adapter, an impossible size or offset, an empty prompt.
+        UserError: no such model or adapter, an impossible size, offset, seed or file, an empty
+            prompt.
     """
     if not prompt.strip():
         raise UserError("The prompt is empty: say what to draw.")
+    _check_out(out)
+    if not -(2**63) <= seed < 2**63 - images:
+        raise UserError(f"--seed is {seed}: give a whole number of at most 63 bits, such as 0.")
     width, height = parse_size(size) if size else (None, None)
     folder = model or last_model()
     if not (folder / "model_index.json").exists():
         raise UserError(f"{folder} is not a model folder: it has no model_index.json.")
-    if folder == STARTER:
+    if folder.resolve() == STARTER.resolve():
         print(about_starter(prompt), file=sys.stderr, flush=True)
     import torch  # what is wrong above is said without waiting for it
 
@@ -111,7 +132,6 @@ def generate(
         guidance_scale=guidance,
         layout_offset=layout_offset,
     ).images
-    out.parent.mkdir(parents=True, exist_ok=True)
     paths = []
     for number, picture in enumerate(pictures):
         path = out if images == 1 else out.with_stem(f"{out.stem}-{number}")

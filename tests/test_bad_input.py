@@ -1,6 +1,7 @@
 """Bad input and a bad machine: one sentence, an exit code, and what was done so far is kept."""
 
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -13,9 +14,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from components.compose import composed
+from components.compose import composed, defaults
 from components.curation.shards import write_shard
 from components.errors import FULL_WORDS, UserError, explain
+from components.files import write_json
 from components.limits import CHOICES, LIMITS, check, numbers
 from components.lockfile import check_lock, forget_lost
 from tests.conftest import ROOT, Answer, Checkout, make_checkout
@@ -68,6 +70,8 @@ def raw_shards(folder: Path) -> Path:
         ("model.network.heads=0", ("model.network.heads", "from 1 on")),
         ("seed=null", ("seed=None", "0")),
         ("dpo.from=r7", ("dpo.from", "'r7'", "phase1 or r1")),
+        ("scale=tiny", ("'scale/tiny'", "(there are ", "micro", "paper")),
+        ("~model", ("'~model'", "NAME=VALUE")),
     ],
 )
 def test_a_wrong_parameter_is_refused_and_nothing_changes(
@@ -101,6 +105,26 @@ def test_impossible_values_in_the_file_are_named(name: str, value: object) -> No
     place[last] = value
     with pytest.raises(UserError, match=name):
         check(params)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (
+            "curation.resolution.shorter_side=abc",
+            r"shorter_side='abc' does not fit.* has [0-9]+ there",
+        ),
+        ("curation.resolution.shorter_side=-5", "shorter_side is -5: .* from 0 on"),
+        ("curation.skip=text", r"skip='text' does not fit.* \[\] "),
+        ("~curation", "'~curation' takes out"),
+    ],
+)
+def test_commands_that_compose_for_themselves_refuse_what_compose_does(
+    override: str, words: str
+) -> None:
+    for asked in (defaults, lambda overrides: composed(overrides, ROOT)):
+        with pytest.raises(UserError, match=words):
+            asked([override])
 
 
 @pytest.mark.parametrize("key", ["my.round", "a/b", "", "-r", "phase1", "dpo", "none", 2])
@@ -294,6 +318,21 @@ def test_a_full_disk_is_told_from_what_libraries_make_of_it() -> None:
         assert "The disk is full" in str(explain(error))
     assert explain(OSError(5, "Input/output error")) is None
     assert explain(KeyError("a bug")) is None
+
+
+def test_what_stands_in_the_way_of_a_file_or_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for attempt, name in (
+        (lambda: (tmp_path / "file" / "out").mkdir(parents=True), "file"),
+        (lambda: (tmp_path / "file").mkdir(), "file"),
+        (lambda: write_json(tmp_path / "folder", {}), "folder"),
+    ):
+        with pytest.raises(OSError) as error:
+            attempt()
+        assert re.search(rf"/{name}\S* cannot be written or read \(", str(explain(error.value)))
+    assert "tmp-" not in str(explain(error.value))
+    assert explain(FileNotFoundError(2, "no such file", "a")) is None
 
 
 @pytest.mark.parametrize("text", ["", "schema: '2.0'\nstages:\n  cur", "schema: '2.0'\n"])

@@ -261,3 +261,13 @@ def test_sizes() -> None:
     assert parse_size("48x32") == (48, 32)
     with pytest.raises(UserError, match="WIDTHxHEIGHT"):
         parse_size("48")
+
+
+def test_evaluating_any_model_takes_nothing_away_from_another_folder(tmp_path: Path) -> None:
+    from components.evaluation.alone import evaluate_alone
+
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="theirs holds something else"):
+        evaluate_alone(tmp_path / "model", tmp_path / "theirs", {})
+    assert (tmp_path / "theirs" / "thesis.txt").read_text() == "years of work"

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import time
 from pathlib import Path
 
@@ -227,6 +228,27 @@ def test_save_and_load(pipe: DJEPAPipeline, tmp_path: Path) -> None:
     assert (card.data.license, card.data.pipeline_tag) == ("apache-2.0", "text-to-image")
     assert "| images seen | 123 |" in card.text and "from_pretrained" in card.text
     assert not list(tmp_path.rglob("*.bin")) and list(tmp_path.rglob("*.safetensors"))
+
+
+def test_saving_takes_nothing_away_that_is_no_model(pipe: DJEPAPipeline, tmp_path: Path) -> None:
+    for folder, save in (("model", pipe.save_pretrained), ("lora", pipe.save_lora_weights)):
+        theirs = tmp_path / folder / "thesis.txt"
+        theirs.parent.mkdir()
+        if folder == "lora":
+            pipe.add_lora(2, 2)
+        save(theirs.parent)  # an empty one is taken, and a saved one replaced
+        save(theirs.parent)
+        shutil.rmtree(theirs.parent)
+        theirs.parent.mkdir()
+        theirs.write_text("years of work")
+        with pytest.raises(
+            UserError, match=r"something else \(no (model_index|adapter_config)\.json"
+        ):
+            save(theirs.parent)
+        assert theirs.read_text() == "years of work"
+        with pytest.raises(UserError, match=r"thesis\.txt holds something else"):
+            save(theirs)
+    pipe.unload_lora_weights()
 
 
 def test_a_pipeline_draws_in_bfloat16_where_it_is_asked_to(pipe: DJEPAPipeline) -> None:

@@ -169,6 +169,25 @@ def test_without_a_model_of_ones_own_the_starter_draws(tmp_path, monkeypatch):
     assert "never learnt giraffe" in about_starter("a photo of a giraffe")
 
 
+@pytest.mark.parametrize(
+    ("out", "seed", "words"),
+    [
+        ("folder", 0, r"--out \S*folder is a folder: .*a\.png"),
+        ("folder/a", 0, r"a does not say which .*a\.png"),
+        ("folder/a.pnng", 0, r"a\.pnng does not say which .*a\.png"),
+        ("file/a.png", 0, r"file is a file, no folder"),
+        ("file/b/a.png", 0, r"is a file, no folder"),
+        ("folder/a.png", 10**20, r"--seed is 100000000000000000000"),
+    ],
+)
+def test_a_file_that_cannot_be_is_refused_before_drawing(tmp_path, out, seed, words, monkeypatch):
+    monkeypatch.setattr("components.generate.last_model", lambda: tmp_path / "not asked for")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=words):
+        generate("a photo of a red circle", None, None, 1, seed, tmp_path / out)
+
+
 def test_a_drawn_picture_can_be_made_larger_to_look_at(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (path,) = generate("a photo of a red circle", None, None, 1, 0, tmp_path / "a.png", enlarge=4)

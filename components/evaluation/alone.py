@@ -6,7 +6,7 @@ from typing import Any
 
 from components.evaluation.draw_sets import model_hash
 from components.evaluation.evaluate import evaluate
-from components.files import hash_of, read_json, write_json
+from components.files import hash_of, read_json, refuse_other, write_json
 from components.home import djepa_home
 from components.processes import only_one
 from components.tracking import Tracker
@@ -26,8 +26,10 @@ def evaluate_alone(model: Path, out: Path, params: Mapping[str, Any]) -> dict[st
     A run that was killed goes on with the pictures it drew.
 
     Raises:
-        UserError: as `evaluate`; Busy where the same evaluation is running.
+        UserError: as `evaluate`; `out` holds something else, which would be lost; Busy where the
+            same evaluation is running.
     """
+    refuse_other(out, (RESULT, "results.jsonl"))  # the second alone: killed before the first
     digest = model_hash(model)
     key = hash_of(["evaluate_alone", digest, params["data"], params["evaluation"]])
     resume = djepa_home() / "resume" / key

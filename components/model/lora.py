@@ -49,7 +49,7 @@ class LoraMixin:
     def save_lora_weights(self, folder: Path | str) -> None:
         """Write adapter_config.json and adapter_model.safetensors. UserError without an adapter."""
         adapter = self._adapter("save_lora_weights")
-        with atomic_folder(Path(folder)) as target:
+        with atomic_folder(Path(folder), CONFIG) as target:
             adapter.save_pretrained(str(target))
 
     def load_lora_weights(self, source: Path | str) -> None:

@@ -79,14 +79,21 @@ class DJEPAPipeline(LoraMixin):
         """Where the network is."""
         return next(self.transformer.parameters()).device
 
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "DJEPAPipeline":
+    def to(
+        self, device: torch.device | str | torch.dtype, dtype: torch.dtype | None = None
+    ) -> "DJEPAPipeline":
         """Move all parts to a device; with dtype bfloat16 the network draws in it from now on.
 
         Several times as fast on a GPU. Norms and what the frozen parts compute stay as they are.
-        Raises UserError for any other dtype.
+        A dtype alone, `to(torch.bfloat16)`, leaves all where it is. Raises UserError for any other
+        dtype.
         """
+        if isinstance(device, torch.dtype):
+            device, dtype = self.device, device
         if dtype not in (None, torch.bfloat16):
-            raise UserError(f"dtype is {dtype}: the network draws in float32 or torch.bfloat16.")
+            raise UserError(
+                f"dtype is {dtype}: give torch.bfloat16, or none for the float32 that it loads in."
+            )
         self.transformer.to(device)
         if dtype is not None:
             halved(self.transformer)
@@ -108,11 +115,12 @@ class DJEPAPipeline(LoraMixin):
         """Write the pipeline's folder, with a model card, whole or not at all.
 
         facts: what the card is to say about the training, by name, such as scale, images seen or
-        scores. UserError while a LoRA adapter is loaded, whose weights lie among the network's.
+        scores. UserError while a LoRA adapter is loaded, whose weights lie among the network's,
+        and for a folder that holds something else than a model, which would be lost.
         """
         self.refuse_adapter("save_pretrained")
         parts = {n: [type(p).__module__, type(p).__name__] for n, p in self.components.items()}
-        with atomic_folder(Path(folder)) as target:
+        with atomic_folder(Path(folder), "model_index.json") as target:
             self.transformer.save_pretrained(target / "transformer")
             self.tokenizer.save_pretrained(target / "tokenizer")
             self.text_encoder.save_pretrained(target / "text_encoder")

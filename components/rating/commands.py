@@ -72,7 +72,9 @@ def rate_draw(
     """Draw training prompts twice, into DIR/a and DIR/b, to compare for preference optimisation."""
     from components.compose import load
     from components.feedback.pairs import draw_to_rate
+    from components.files import refuse_other
 
+    refuse_other(out, ("a",))  # it is replaced whole
     print(draw_to_rate(model, Path("encoded"), out, load()))
 
 
