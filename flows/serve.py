@@ -23,7 +23,6 @@ from typing import Any
 
 from components.errors import UserError, explain, needed, say
 from components.home import djepa_home
-from flows.deployments import FILE, deploy
 from flows.guard import PATIENCE, guarded
 from flows.rest import Server
 from flows.worktree import GONE, give_up, runs
@@ -31,6 +30,8 @@ from flows.worktree import GONE, give_up, runs
 with needed("serve", __name__):
     import psutil
     import yaml
+
+    from flows.deployments import FILE, deploy
 
 HOST = "127.0.0.1"
 START = 180  # seconds that the server may take to answer: its first start makes the database

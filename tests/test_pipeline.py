@@ -254,7 +254,7 @@ def test_saving_takes_nothing_away_that_is_no_model(pipe: DJEPAPipeline, tmp_pat
 def test_a_pipeline_draws_in_bfloat16_where_it_is_asked_to(pipe: DJEPAPipeline) -> None:
     generator = torch.Generator().manual_seed(0)
     whole = pipe("a red circle", generator=generator, output_type="latent")
-    assert pipe.to("cpu", torch.bfloat16) is pipe
+    assert pipe.to(torch.bfloat16) is pipe.to("cpu", torch.bfloat16) is pipe
     generator.manual_seed(0)
     low = pipe("a red circle", generator=generator, output_type="latent")
     assert low.images.dtype == torch.float32 and not torch.equal(low.images, whole.images)

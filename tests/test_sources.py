@@ -241,6 +241,25 @@ def test_each_bad_json_line_is_one_sample(data: Path, tmp_path: Path, case: str)
     assert all(not s.members for s in samples if s.error)
 
 
+def test_single_files_as_img2dataset_writes_them(data: Path, tmp_path: Path) -> None:
+    folder = data / "00000"
+    folder.mkdir()
+    for name in ("0", "1", "2", "3", "4"):
+        (folder / f"{name}.png").write_bytes(PNG)
+    (folder / "0.txt").write_text("\ufeffa red ring \n")
+    (folder / "0.json").write_text('{"source": "web", "caption": "not this one"}')
+    (folder / "1.json").write_text('{"caption": "of the JSON"}')
+    (folder / "2.txt").write_bytes(b"\xff")
+    (folder / "3.txt").write_text("x" * 5000)
+    (tmp_path / "secret.txt").write_text("secret")
+    (folder / "4.txt").symlink_to(tmp_path / "secret.txt")
+    found = {s.key[-1]: s for unit in samples_of(data, tmp_path).values() for s in unit}
+    assert (found["0"].caption, found["0"].meta["source"]) == ("a red ring", "web")
+    assert found["0"].members["txt"] == b"a red ring"
+    assert (found["1"].caption, found["4"].caption) == ("of the JSON", "")
+    assert "does not parse" in found["2"].error and "more than" in found["3"].error
+
+
 CSV = {
     "plain": ("file_name,text\na.png,one\n", "one", ""),
     "windows": ("\ufefffile_name,text\r\na.png,one\r\n", "one", ""),

@@ -1,4 +1,4 @@
-"""Loose pictures (Hugging Face's imagefolder): found, listed in an index, read from it.
+"""Loose pictures (Hugging Face's imagefolder, img2dataset's files): found, listed, read.
 
 The index is a parquet file, a row a picture, in the order of their paths. Files and metadata
 are joined in a database on the disk, so that memory does not grow with the number of pictures.
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from components.curation.database import Database, open_database
 from components.curation.metadata import METADATA, read_metadata
-from components.curation.shards import PICTURES, Sample, safe_key
+from components.curation.shards import PICTURES, Sample, finish, safe_key
 from components.curation.tables import make_sample
 from components.files import atomic_file
 
@@ -257,4 +257,34 @@ def _sample(root: Path, row: Mapping[str, Any], limits: Mapping[str, int]) -> Sa
     except OSError as problem:
         return Sample(key, error=f"file unreadable: {problem.strerror}")
     extension = Path(path).suffix.lower().removeprefix(".")
-    return make_sample(key, data, row["caption"], json.loads(row["meta"]), extension)
+    caption, meta = row["caption"], json.loads(row["meta"])
+    if not caption and not meta:
+        try:
+            beside = _beside(root, path, limits["text_bytes"])
+        except ValueError as problem:
+            return Sample(key, error=str(problem))
+        read = finish(Sample(key, {extension: data} | beside))
+        if read.error:
+            return Sample(key, error=read.error)
+        caption, meta = read.caption, read.meta
+    return make_sample(key, data, caption, meta, extension)
+
+
+def _beside(root: Path, path: str, limit: int) -> dict[str, bytes]:
+    """The `txt` and `json` of a picture's name, as img2dataset writes them without shards.
+
+    Raises ValueError for one of more than `limit` bytes, or that cannot be read.
+    """
+    found = {}
+    for kind in ("txt", "json"):
+        name = f"{os.path.splitext(path)[0]}.{kind}"
+        if not (root / name).is_file() or not _inside(root, name):
+            continue
+        try:
+            with (root / name).open("rb") as file:
+                found[kind] = file.read(limit + 1)
+        except OSError as problem:
+            raise ValueError(f"{kind} unreadable: {problem.strerror}") from problem
+        if len(found[kind]) > limit:
+            raise ValueError(f"{kind} of more than {limit} bytes")
+    return found

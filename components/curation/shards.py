@@ -104,20 +104,20 @@ def read_shard(path: Path, limits: Mapping[str, int], listed: bool = True) -> It
         key, extension = safe_key(match.group(1)), match.group(2).lower()
         if group is None or key != group.key or extension in group.members:
             if group is not None:
-                yield _finish(group)
+                yield finish(group)
             group = Sample(key=key, error=f"key {key} repeats in the shard" if key in seen else "")
             seen.add(key)
         group.error = group.error or error
         if not error:
             group.members[extension] = data
     if group is not None:
-        yield _finish(group)
+        yield finish(group)
     if listed:
         table = Path(path).with_suffix(".parquet")
         yield from (s for s in _listed(table) if s.key not in seen)
 
 
-def _finish(sample: Sample) -> Sample:
+def finish(sample: Sample) -> Sample:
     """Parse caption and JSON; set `error` on what does not parse."""
     if sample.error:
         return sample

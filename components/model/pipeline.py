@@ -89,7 +89,7 @@ class DJEPAPipeline(LoraMixin):
         dtype.
         """
         if isinstance(device, torch.dtype):
-            device, dtype = self.device, device
+            return self.to(self.device, device)
         if dtype not in (None, torch.bfloat16):
             raise UserError(
                 f"dtype is {dtype}: give torch.bfloat16, or none for the float32 that it loads in."
