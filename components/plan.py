@@ -360,6 +360,7 @@ def cache(params: Mapping[str, Any], channels: int, patch: int, text_width: int)
         "latents_per_sample": latents,
         "text_per_sample": text,
         "total": int(samples) * (latents + text),
+        "encode": params["data"]["encode"],
     }
 
 
@@ -393,10 +394,12 @@ def text(found: Mapping[str, Any]) -> str:
         if phase["images_at_once"] > phase["images_that_fit"] and phase["accumulate_that_fits"]:
             line += f"; training.accumulate={phase['accumulate_that_fits']} fits"
         lines.append(line)
+    online = cached["encode"] == "online"
     lines += [
         "",
         f"cache of {cached['samples']:,} samples in {cached['rungs']} sizes: "
         f"{cached['total'] / GIB:,.2f} GiB (text {cached['text_per_sample'] / 1024:.1f} KiB, "
-        f"latents {cached['latents_per_sample'] / 1024:.1f} KiB a sample)",
+        f"latents {cached['latents_per_sample'] / 1024:.1f} KiB a sample); "
+        + ("not kept: data.encode is online" if online else "data.encode=online keeps none"),
     ]
     return "\n".join(lines)
