@@ -85,7 +85,10 @@ def test_a_branch_that_is_gone_is_said_with_the_way_out(
 
 
 def test_a_scheduled_run_without_a_package_says_which(checkout: Checkout, tmp_path: Path) -> None:
-    answer = checkout.call(
-        sys.executable, "-m", "flows.worktree", "main", "HEAD", **without("psutil", tmp_path / "no")
-    )
+    run = {
+        worktree.RUN: str(uuid.uuid4()),
+        "PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api",
+    }
+    run |= without("psutil", tmp_path / "no")
+    answer = checkout.call(sys.executable, "-m", "flows.worktree", "main", "HEAD", **run)
     refused(answer, "'psutil'", "make -B install", by=("worktree",))
