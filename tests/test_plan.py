@@ -266,3 +266,7 @@ def test_the_papers_scale_is_planned():
     assert found["cache"]["total"] > 1e15
     words = text(found)
     assert "2666.15" in words and "128 GPU(s)" in words
+    # Who reads that no disk holds it reads beside it that nothing need be done, or what to do.
+    assert words.endswith("; not kept: data.encode is online")
+    cached = found | {"cache": found["cache"] | {"encode": "cached"}}
+    assert text(cached).endswith("; data.encode=online keeps none")
