@@ -10,9 +10,9 @@ from pathlib import Path
 REFUSED = 2  # exit code for what is not a defect of the program; a retry does not help
 BUSY = 75  # exit code for what another process is at: a retry later helps (EX_TEMPFAIL)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# Libraries that write through Rust, C++ or SQLite keep the system's words, not its number.
 # What stands at a path is of another kind than what was to be written or read there.
 IN_THE_WAY = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+# Libraries that write through Rust, C++ or SQLite keep the system's words, not its number.
 FULL_WORDS = ("no space left on device", "disk quota exceeded", "database or disk is full")
 OURS = ("components", "flows")
 
